@@ -1,0 +1,1 @@
+"""Load machine-learning models with as little memory as their format allows."""

@@ -1,0 +1,161 @@
+"""The bounded reader: a file passes through a window of fixed size, and what has passed is let go.
+
+Memory in this process is bounded by the window alone: `BufferedReader` reads a request that is larger than its window
+straight into the caller's buffer. What also has to be let go is the page cache, because in a container the pages that a process reads
+are charged to it: on Linux, pages that this reader brought in are given back behind the cursor, and pages that were cached before
+(another worker may be using them) are left alone. The page cache is left as it was found.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any, BinaryIO, cast
+
+from mlup_stream.memory.residency import cached_fraction
+from mlup_stream.units import KIB, MIB
+
+__all__ = ["WINDOW_BYTES", "open_borrowed", "open_buffer", "open_stream"]
+
+WINDOW_BYTES = 1 * MIB
+"""Large enough that a system call per window costs nothing measurable, small enough not to matter in any budget."""
+
+_DROP_STEP_BYTES = 8 * MIB
+_BUFFER_WINDOW_BYTES = 64 * KIB
+
+
+class _PassingFile(io.FileIO):
+    """A raw file that gives the page cache behind its cursor back, if it was not cached when the file was opened."""
+
+    _drops = False
+    _dropped_until = 0
+
+    def __init__(self, path: str, *, drop_behind: bool) -> None:
+        super().__init__(path, "rb")
+        if drop_behind and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            cached = cached_fraction(self.fileno())
+            self._drops = cached is not None and cached < 0.5
+
+    def readinto(self, buffer) -> int | None:  # type: ignore[no-untyped-def, override]  # collections.abc.Buffer needs 3.12
+        count = super().readinto(buffer)
+        if self._drops:
+            position = self.tell()
+            if position - self._dropped_until >= _DROP_STEP_BYTES:
+                self._drop(position)
+        return count
+
+    def close(self) -> None:
+        if self._drops and not self.closed:
+            self._drop(0)  # a length of 0 means up to the end: also what was read ahead
+        super().close()
+
+    def _drop(self, until: int) -> None:
+        start = self._dropped_until if until else 0
+        os.posix_fadvise(self.fileno(), start, until - start if until else 0, os.POSIX_FADV_DONTNEED)
+        self._dropped_until = until
+
+
+def open_stream(path: str | os.PathLike[str], *, drop_behind: bool = True, window_bytes: int = WINDOW_BYTES) -> BinaryIO:
+    """A seekable binary file over `path` with a bounded window.
+
+    Args:
+        path: A regular file.
+        drop_behind: Give back the page cache that this reader filled.
+        window_bytes: The size of the window.
+
+    Peak memory: `window_bytes`, whatever the size of the file.
+    """
+    raw = _PassingFile(os.fspath(path), drop_behind=drop_behind)
+    return cast(BinaryIO, io.BufferedReader(raw, window_bytes))
+
+
+class _BufferFile(io.RawIOBase):
+    """A raw file over a buffer, which it does not copy (`BytesIO` copies all but `bytes`)."""
+
+    def __init__(self, buffer: memoryview) -> None:
+        super().__init__()
+        self._buffer = buffer
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]  # as above
+        target = memoryview(buffer).cast("B")
+        chunk = self._buffer[self._position : self._position + len(target)]
+        target[: len(chunk)] = chunk
+        self._position += len(chunk)
+        return len(chunk)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._buffer)}[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative seek position {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def close(self) -> None:
+        self._buffer = memoryview(b"")
+        super().close()
+
+
+def open_buffer(buffer: bytes | bytearray | memoryview) -> BinaryIO:
+    """A seekable binary file over `buffer`, without a copy of it."""
+    if isinstance(buffer, bytes):
+        return io.BytesIO(buffer)
+    return cast(BinaryIO, io.BufferedReader(_BufferFile(memoryview(buffer).cast("B")), _BUFFER_WINDOW_BYTES))
+
+
+class _BorrowedFile(io.RawIOBase):
+    """Somebody else's file object, from where it stands, under a position of its own: closing this one leaves theirs open."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__()
+        self._file = file
+        self._start = self._position = file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]  # collections.abc.Buffer needs 3.12
+        self._file.seek(self._position)
+        target = memoryview(buffer).cast("B")
+        if hasattr(self._file, "readinto"):
+            count = self._file.readinto(target) or 0
+        else:
+            chunk = self._file.read(len(target))
+            count = len(chunk)
+            target[:count] = chunk
+        self._position += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            self._position = self._file.seek(offset, io.SEEK_END)
+        else:
+            self._position = offset + (self._start if whence == io.SEEK_SET else self._position)
+        if self._position < self._start:
+            raise ValueError(f"negative seek position {self._position - self._start}")
+        return self._position - self._start
+
+    def tell(self) -> int:
+        return self._position - self._start
+
+    def close(self) -> None:
+        self._file = None
+        super().close()
+
+
+def open_borrowed(file: Any) -> BinaryIO:
+    """A seekable binary file over somebody's own, beginning where theirs stands; closing it leaves theirs open."""
+    return cast(BinaryIO, io.BufferedReader(_BorrowedFile(file), _BUFFER_WINDOW_BYTES))

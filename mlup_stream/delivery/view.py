@@ -1,0 +1,166 @@
+"""A memory-mapped view of a file: mapped when first asked for, given back by `release`, never a copy.
+
+A view by itself saves nothing: `pickle.loads(view.buffer)` costs twice the file, once in copied arrays and once in mapped
+pages. It saves where payloads *stay* in it. What has to be consumed whole goes through `open()`, which reads by descriptor and
+touches no page of the map.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import mmap
+import os
+from typing import BinaryIO, cast
+
+from mlup_stream.delivery.files import FileIdentity, explain_os_error
+from mlup_stream.delivery.reader import open_buffer, open_stream
+from mlup_stream.errors import ModelFileChanged
+
+__all__ = ["View"]
+
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0)
+
+
+class View:
+    """A read-only view of a file or of a buffer, and on request a copy-on-write one.
+
+    Args:
+        path: The file to map; its identity is pinned now. Nothing is mapped before `buffer` or `writable` is first read.
+        data: A buffer to view instead of a file.
+
+    Attributes:
+        path: The file, or None for a view of a buffer.
+        identity: Device, inode, size and modification time when the view was made; None for a buffer.
+        size_bytes: The length of the view.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, data: bytes | bytearray | memoryview | None = None) -> None:
+        self.path = None if path is None else os.fspath(path)
+        self.identity: FileIdentity | None = None
+        self._file: io.FileIO | None = None
+        self._maps: list[mmap.mmap] = []
+        self._buffers: dict[bool, memoryview] = {}
+        if self.path is None:
+            self._buffers[False] = memoryview(data if data is not None else b"").cast("B").toreadonly()
+            self.size_bytes = len(self._buffers[False])
+            return
+        try:
+            self._file = io.FileIO(self.path, "rb")
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
+        self.identity = FileIdentity.of(os.fstat(self._file.fileno()))
+        self.size_bytes = self.identity.size_bytes
+
+    @property
+    def buffer(self) -> memoryview:
+        """The bytes, read-only. Pages count towards RSS as they are touched, and the kernel may take them back."""
+        return self._mapped(writable=False)
+
+    @property
+    def writable(self) -> memoryview:
+        """The bytes, copy-on-write: a page that is written to becomes private memory; the file never changes.
+
+        Mapped without reserving, so that the commit limit is not charged (RLIMIT_DATA is: it counts private writable maps).
+        A view of a buffer has a private copy of the whole buffer instead.
+        """
+        return self._mapped(writable=True)
+
+    def _mapped(self, *, writable: bool) -> memoryview:
+        buffer = self._buffers.get(writable)
+        if buffer is None:
+            if self._file is None and self.path is None:
+                buffer = memoryview(bytearray(self._buffers[False]))
+            elif self._file is None:
+                raise ValueError(f"{self.path}: the view was released; make a new one")
+            elif self.size_bytes == 0:
+                buffer = memoryview(b"")  # an empty file cannot be mapped
+            else:
+                self.check()
+                mapped = _map_file(self._file.fileno(), self.size_bytes, writable=writable)
+                self._maps.append(mapped)
+                buffer = memoryview(mapped)
+            self._buffers[writable] = buffer
+        return buffer
+
+    def open(self) -> BinaryIO:
+        """A bounded reader over the same bytes, from the start; no page of the map is touched. The caller closes it."""
+        if self.path is None:
+            return open_buffer(self._buffers[False])
+        if self._file is None:
+            raise ValueError(f"{self.path}: the view was released; make a new one")
+        # Not reopened by name: the name may lead to another file by now.
+        return cast(BinaryIO, open_stream(_same_file(self._file.fileno(), self.path)))
+
+    def drop(self, start: int, stop: int) -> None:
+        """Takes the pages that lie wholly within `start` to `stop` (exclusive) out of this process's RSS.
+
+        They stay in the page cache, and come back when touched. Only ever done to the read-only map: on the other one it would
+        undo the caller's writes.
+        """
+        if False not in self._buffers or not self._maps or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = stop if stop >= self.size_bytes else stop // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped = self._buffers[False].obj
+        if last > first and isinstance(mapped, mmap.mmap):
+            mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    def check(self) -> None:
+        """Makes sure that the file is the one that was opened, in the same state.
+
+        A replacement by rename is harmless, since the open descriptor keeps the old file; a write or a truncation in place is not.
+
+        Raises:
+            ModelFileChanged: Its size or modification time has changed.
+        """
+        if self._file is None or self.identity is None:
+            return
+        found = FileIdentity.of(os.fstat(self._file.fileno()))
+        if found != self.identity:
+            raise ModelFileChanged(
+                f"{self.path}: changed while it was being loaded: expected {self.identity.size_bytes} bytes"
+                f" modified at {self.identity.mtime_ns} ns, found {found.size_bytes} bytes modified at {found.mtime_ns} ns;"
+                " replace model files by renaming a new file over the old one",
+                path=self.path,
+            )
+
+    def release(self) -> tuple[str, ...]:
+        """Closes the descriptor and the maps. Idempotent.
+
+        Returns:
+            What still holds the bytes, empty if nothing does. A model whose weights lie in the map is such a holder: the map
+            lives as long as its arrays do, and closes with the last of them.
+        """
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        holders = []
+        maps, self._maps, buffers, self._buffers = self._maps, [], self._buffers, {}
+        for buffer in buffers.values():
+            with contextlib.suppress(BufferError):  # an export of this very memoryview; the map below says so
+                buffer.release()
+        for mapped in maps:
+            try:
+                mapped.close()
+            except BufferError:
+                # It closes with the last memoryview or array over it, which is what an in-place model lives on.
+                holders.append(f"exported buffers of the view of {self.path}")
+        if self.path is None:
+            self._buffers[False] = memoryview(b"")
+            self.size_bytes = 0
+        return tuple(holders)
+
+
+def _map_file(fd: int, size_bytes: int, *, writable: bool) -> mmap.mmap:
+    if os.name == "nt":
+        return mmap.mmap(fd, size_bytes, access=mmap.ACCESS_COPY if writable else mmap.ACCESS_READ)
+    if writable:
+        return mmap.mmap(fd, size_bytes, flags=mmap.MAP_PRIVATE | _NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    return mmap.mmap(fd, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+
+
+def _same_file(fd: int, path: str) -> str:
+    """A name under which the open file can be opened once more, with a cursor of its own."""
+    name = f"/proc/self/fd/{fd}"  # not /dev/fd, which shares the cursor on the BSDs and macOS
+    return name if os.path.exists(name) else path

@@ -1,0 +1,131 @@
+"""Every error that this package raises.
+
+One root, `MLupError`; each error also inherits the builtin that a caller would expect, so that `except FileNotFoundError`
+and `except MemoryError` work without importing anything from here. A message is one line: which file, what was expected,
+what was found, what to do. The values that went into it are attributes.
+
+    raise ModelNotFoundError("models/: ...", path="models/") from cause
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "AmbiguousFormatError",
+    "AmbiguousModelError",
+    "ConfigError",
+    "CorruptModelError",
+    "FormatNotRecognizedError",
+    "LoadError",
+    "MLupError",
+    "MemoryBudgetExceeded",
+    "MissingClassError",
+    "MissingDependencyError",
+    "ModelBinarizationError",
+    "ModelFileChanged",
+    "ModelLoadError",
+    "ModelNotFoundError",
+    "ModelPermissionError",
+    "NotAModelFileError",
+    "PredictError",
+]
+
+
+class MLupError(Exception):
+    """The root of the package's errors.
+
+    Args:
+        message: One line.
+        values: What the message was made of; each becomes an attribute of the error.
+    """
+
+    def __init__(self, message: object = "", /, **values: Any) -> None:
+        super().__init__(message)
+        # In __dict__, which BaseException.__reduce__ carries: the values survive a trip through pickle.
+        self.__dict__.update(values)
+
+
+class ConfigError(MLupError, ValueError):
+    """A setting is not valid: `field` names it, `value` is what was given, `allowed` what could have been."""
+
+    field: str | None = None
+    value: Any = None
+    allowed: Any = None
+
+
+class LoadError(MLupError):
+    """Anything that went wrong between the storage and the model object."""
+
+    path: str | None = None
+
+
+class ModelLoadError(LoadError):
+    """The model could not be loaded."""
+
+
+class ModelNotFoundError(ModelLoadError, FileNotFoundError):
+    """No file where one was looked for, or none that matches."""
+
+
+class ModelPermissionError(ModelLoadError, PermissionError):
+    """The file is there and this user may not read it."""
+
+
+class NotAModelFileError(ModelLoadError, ValueError):
+    """What lies there cannot be a model: a FIFO, a device, a socket, an empty file, a folder where a file was meant."""
+
+
+class AmbiguousModelError(ModelLoadError, ValueError):
+    """More than one file matches: `candidates` lists them."""
+
+    candidates: tuple[str, ...] | None = None
+
+
+class ModelFileChanged(ModelLoadError, OSError):
+    """The file was changed, truncated or replaced in place while it was being loaded."""
+
+
+class MemoryBudgetExceeded(ModelLoadError, MemoryError):
+    """The load does not fit: `needed_bytes`, `available_bytes`, and `limit`, which says what set the tightest bound."""
+
+    needed_bytes: int | None = None
+    available_bytes: int | None = None
+    limit: Any = None
+
+
+class ModelBinarizationError(ModelLoadError):
+    """The file was found and the model could not be built from it."""
+
+    format: str | None = None
+
+
+class FormatNotRecognizedError(ModelBinarizationError, ValueError):
+    """No known format begins and ends like this file."""
+
+
+class AmbiguousFormatError(ModelBinarizationError, ValueError):
+    """More than one format claims this file: `candidates` lists them."""
+
+    candidates: tuple[str, ...] | None = None
+
+
+class MissingDependencyError(ModelBinarizationError, ImportError):
+    """The format was recognised; its library is not installed, or too old. The message has the line to paste."""
+
+    extra: str | None = None
+
+
+class CorruptModelError(ModelBinarizationError, ValueError):
+    """The file begins like its format and does not go on like it: truncated, garbled, or lengths that lie."""
+
+
+class MissingClassError(ModelBinarizationError, ImportError):
+    """A pickle names a class or function that cannot be imported here: `module` and `qualname`."""
+
+    module: str | None = None
+    qualname: str | None = None
+
+
+class PredictError(MLupError):
+    """The model raised while predicting; the cause is chained."""

@@ -1,0 +1,174 @@
+"""What a binarizer is, and the part that every one of ours shares.
+
+A custom binarizer subclasses `BaseBinarizer` and needs no more than `deserialize`. Ours subclass `FormatBinarizer`, which turns the
+delivery into a call of one hook and whatever a library raises into a typed error; each of them only says how its library
+takes a path, a file object, a view or a buffer.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, ClassVar
+
+from mlup_stream.delivery.kinds import Delivery
+from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.view import View
+from mlup_stream.errors import ConfigError, CorruptModelError, MLupError, ModelBinarizationError
+from mlup_stream.formats.kinds import Format
+
+__all__ = ["BaseBinarizer", "FormatBinarizer"]
+
+
+class BaseBinarizer(metaclass=abc.ABCMeta):
+    """Builds a model object from a `LoadedFile`."""
+
+    deliveries: ClassVar[tuple[Delivery, ...]] = (Delivery.PATH, Delivery.BYTES)
+    """The deliveries that it accepts, the cheapest in memory first."""
+
+    @classmethod
+    @abc.abstractmethod
+    def deserialize(cls, data: LoadedFile) -> Any:
+        """The model that `data` holds."""
+
+    @classmethod
+    def is_this_type(cls, loaded_file: LoadedFile) -> float:
+        """How surely `loaded_file` is of this binarizer's format: 0.0 not at all, 1.0 without doubt. Imports no framework."""
+        return 0.0
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Imports what `deserialize` will need, so that imports are not measured as part of the model.
+
+        Raises:
+            MissingDependencyError: It is not installed.
+        """
+
+
+class FormatBinarizer(BaseBinarizer):
+    """A binarizer of one format. Subclasses set `format` and implement `from_file`, `from_path`, or both.
+
+    The hooks get the `LoadedFile` as well, for `mapping` and `optimize`, and the options of `binarization_kwargs` by name.
+    """
+
+    format: ClassVar[Format]
+    options: ClassVar[frozenset[str]] = frozenset()
+    """The names that `binarization_kwargs` may have."""
+    corrupt: ClassVar[tuple[type[Exception], ...]] = (EOFError, ValueError, struct.error, zlib.error, OverflowError)
+    """What the library raises when the file's content is wrong, rather than something else."""
+
+    @classmethod
+    def is_this_type(cls, loaded_file: LoadedFile) -> float:
+        from mlup_stream.ml.binarization.detection import formats_of
+
+        return 1.0 if formats_of(LoadedFile.of(loaded_file)) == (cls.format,) else 0.0
+
+    @classmethod
+    def deserialize(cls, data: LoadedFile, **options: Any) -> Any:
+        """The model in `data`, taken by `data.delivery`; without one, by what came: its content, or else the cheapest way.
+
+        Args:
+            data: A `LoadedFile`, or anything that has `raw_data` and `path`.
+            options: What `binarization_kwargs` holds; `cls.options` names what is allowed.
+
+        Raises:
+            MissingDependencyError: The format's library is not installed.
+            CorruptModelError: The content is not what the format says.
+            ModelBinarizationError: The library could not build the model for another reason; it is chained.
+        """
+        loaded = LoadedFile.of(data)
+        cls._check_options(options)
+        cls.prepare()
+        with cls.explained(loaded):
+            return cls._take(loaded, options)
+
+    @classmethod
+    def _take(cls, loaded: LoadedFile, options: dict[str, Any]) -> Any:
+        if loaded.has_content and loaded.delivery is not Delivery.VIEW:
+            # Whoever hands over content wants it used, whatever the plan says of paths.
+            if hasattr(loaded.raw_data, "read"):
+                with loaded.open() as file:
+                    return cls.from_file(file, loaded, **options)
+            return cls.from_buffer(loaded.content(), loaded, **options)
+        delivery = loaded.delivery or cls.deliveries[0]
+        if delivery is Delivery.VIEW:
+            return cls.from_view(loaded.view(), loaded, **options)
+        if delivery is Delivery.BYTES:
+            return cls.from_buffer(loaded.content(), loaded, **options)
+        if delivery is Delivery.STREAM:
+            with loaded.open() as file:
+                return cls.from_file(file, loaded, **options)
+        if loaded.path is None:
+            raise ModelBinarizationError("nothing to load: the storage gave neither content nor a path", format=cls.format.value)
+        return cls.from_path(loaded.path, loaded, **options)
+
+    @classmethod
+    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
+        """The model in the file at `path`, as the format's own library opens it."""
+        with open(path, "rb") as file:
+            return cls.from_file(file, loaded, **options)
+
+    @classmethod
+    def from_file(cls, file: BinaryIO, loaded: LoadedFile, **options: Any) -> Any:
+        """The model in a seekable binary file. Without an implementation the file is read whole."""
+        return cls.from_buffer(file.read(), loaded, **options)
+
+    @classmethod
+    def from_view(cls, view: View, loaded: LoadedFile, **options: Any) -> Any:
+        """The model in a view; a format that cannot leave its payload there reads it through a bounded window."""
+        with view.open() as file:
+            return cls.from_file(file, loaded, **options)
+
+    @classmethod
+    def from_buffer(cls, buffer: bytes | bytearray | memoryview, loaded: LoadedFile, **options: Any) -> Any:
+        """The model in a buffer."""
+        from mlup_stream.delivery.reader import open_buffer
+
+        with open_buffer(buffer) as file:
+            return cls.from_file(file, loaded, **options)
+
+    @classmethod
+    @contextlib.contextmanager
+    def explained(cls, loaded: LoadedFile) -> Iterator[None]:
+        """Turns what a library raises into a typed error that names the file. `MemoryError` goes through as it is."""
+        try:
+            yield
+        except (MLupError, MemoryError):
+            raise
+        except Exception as error:
+            raise cls.explain(error, loaded) from error
+
+    @classmethod
+    def explain(cls, error: Exception, loaded: LoadedFile) -> MLupError:
+        """The typed error for what the library raised."""
+        said = f"{type(error).__name__}: {_first_line(error)}"
+        if isinstance(error, cls.corrupt):
+            return CorruptModelError(
+                f"{loaded.name}: expected a whole {cls.format.value} file, found damaged content ({said});"
+                " it may be truncated: copy or export it again",
+                path=loaded.path,
+                format=cls.format.value,
+            )
+        return ModelBinarizationError(
+            f"{loaded.name}: the {cls.format.value} model could not be built ({said})", path=loaded.path, format=cls.format.value
+        )
+
+    @classmethod
+    def _check_options(cls, options: dict[str, Any]) -> None:
+        unknown = sorted(options.keys() - cls.options)
+        if unknown:
+            allowed = ", ".join(sorted(cls.options)) or "none"
+            raise ConfigError(
+                f"binarization_kwargs: {cls.__name__} has no option {unknown[0]!r}; allowed: {allowed}",
+                field="binarization_kwargs",
+                value=unknown[0],
+                allowed=tuple(sorted(cls.options)),
+            )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else "no message"
