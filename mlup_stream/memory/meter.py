@@ -5,8 +5,8 @@ spike happens. The peak is therefore the kernel's own high-water mark, set back 
 cannot be had, `Peak` says what it is instead.
 
 No kernel keeps a high-water mark of anonymous memory, so its peak is an interval. What was seen is the lower end. The upper end
-is the smaller of two proofs: anonymous memory is part of RSS, so never more than the peak of RSS; and it grows only by page faults,
-which the kernel counts (`proc.anon_growth_limit_bytes`).
+is the smaller of two proofs: anonymous memory is part of RSS, so never more than the peak of RSS; and it grows only by page
+faults, which the kernel counts (`proc.anon_growth_limit_bytes`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Snapshot:
     """Memory of this process at one moment, in bytes; None is what cannot be known here.
 
     Attributes:
-        rss_bytes: Resident, as psutil tells it. The kernel counts per CPU and adds up now and then: off by some hundred KiB at most.
+        rss_bytes: Resident, as psutil tells it. The kernel counts per CPU and adds up now and then: off by some 100 KiB.
         anon_bytes: Private pages that nobody can take back.
         file_bytes: Pages of mapped files, which the kernel drops under pressure and shares between processes.
         shmem_bytes: Shared memory and tmpfs pages that are mapped here.
@@ -122,16 +122,14 @@ class PeakMeter:
     Meters may be nested and overlap in any thread: setting the high-water mark back first hands what it had reached to every
     meter that is running. (A spike of another thread that comes and goes between those two system calls, about 20 microseconds,
     is lost to the outer meter.) Code outside this package that sets the mark back itself cannot be defended against.
-
-    Attributes:
-        peak: What the last interval came to; None before its end.
     """
 
     def __init__(self) -> None:
         self._forget()
 
     def _forget(self) -> None:
-        self.peak: Peak | None = None
+        self._baseline: Snapshot | None = None
+        self._peak: Peak | None = None
         self._folded_bytes = 0
         self._mark_at_start_bytes: int | None = None
         self._was_reset = False
@@ -152,7 +150,7 @@ class PeakMeter:
             self._mark_at_start_bytes = mark_bytes
             if self not in running.meters:
                 running.meters.append(self)
-        now = self.sample()
+        self._baseline = now = self.sample()
         if growth_bytes is not None and now.anon_bytes is not None:
             self._anon_limit_bytes = now.anon_bytes + (now.swap_bytes or 0) - growth_bytes
         return self
@@ -170,8 +168,6 @@ class PeakMeter:
         running = _running()
         with running.lock:
             if self not in running.meters:
-                if self.peak is None:
-                    raise RuntimeError("the meter was not started")
                 return self.peak
             mark_bytes = _high_water_bytes()
             running.meters.remove(self)
@@ -187,8 +183,22 @@ class PeakMeter:
             if growth_bytes is not None and self._anon_limit_bytes is not None:
                 limits.append(self._anon_limit_bytes + growth_bytes)
             anon_high_bytes = max(min(limits), self._anon_seen_bytes) if limits else None
-        self.peak = Peak(rss_bytes, exact, self._anon_seen_bytes, anon_high_bytes, _source(exact, self._was_reset))
-        return self.peak
+        self._peak = Peak(rss_bytes, exact, self._anon_seen_bytes, anon_high_bytes, _source(exact, self._was_reset))
+        return self._peak
+
+    @property
+    def baseline(self) -> Snapshot:
+        """Memory at the start of the interval."""
+        if self._baseline is None:
+            raise RuntimeError("the meter was not started; call start() or use it in a with statement")
+        return self._baseline
+
+    @property
+    def peak(self) -> Peak:
+        """What the interval came to, once it has ended."""
+        if self._peak is None:
+            raise RuntimeError("the meter was not stopped; read the peak after stop() or after the with block")
+        return self._peak
 
     def __enter__(self) -> PeakMeter:
         return self.start()

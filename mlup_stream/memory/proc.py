@@ -12,10 +12,10 @@ import re
 
 __all__ = ["anon_growth_limit_bytes", "reset_high_water", "smaps_rollup", "status"]
 
-_STATUS = re.compile(rb"^(VmHWM|VmRSS|RssAnon|RssFile|RssShmem|VmSwap|VmData):\s+(\d+) kB$", re.MULTILINE)
-_ROLLUP = re.compile(rb"^(Pss|Private_Clean|Private_Dirty|Private_Hugetlb):\s+(\d+) kB$", re.MULTILINE)
+_STATUS = ("VmHWM", "VmRSS", "RssAnon", "RssFile", "RssShmem", "VmSwap", "VmData")
+_ROLLUP = ("Pss", "Private_Clean", "Private_Dirty", "Private_Hugetlb")
 _HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage"
-_HUGE_PAGE_COUNTERS = (b"\nthp_fault_alloc ", b"\nthp_collapse_alloc ")
+_HUGE_PAGE_COUNTERS = (b"thp_fault_alloc ", b"thp_collapse_alloc ")
 
 _huge_page_sizes: tuple[int, tuple[tuple[int, str], ...]] | None = None
 
@@ -37,18 +37,28 @@ def _read(path: str) -> bytes:
         os.close(fd)
 
 
-def _in_bytes(found: list[tuple[bytes, bytes]]) -> dict[str, int]:
-    return {name.decode(): int(kilobytes) * 1024 for name, kilobytes in found}
+def _number(text: bytes, name: bytes) -> int | None:
+    """The number after `name` at the start of a line. Not a regular expression, which takes three times as long here."""
+    start = text.find(b"\n" + name)
+    if start < 0:
+        return None
+    return int(text[start + 1 + len(name) : text.index(b"\n", start + 1)].split(None, 1)[0])
+
+
+def _sizes(text: bytes, names: tuple[str, ...]) -> dict[str, int]:
+    """The values in kB of the lines `name:` that are there, in bytes."""
+    found = ((name, _number(text, name.encode() + b":")) for name in names)
+    return {name: kilobytes * 1024 for name, kilobytes in found if kilobytes is not None}
 
 
 def status() -> dict[str, int]:
-    """`VmHWM`, `VmRSS`, `RssAnon`, `RssFile`, `RssShmem`, `VmSwap` and `VmData` in bytes, without those that are not known here."""
-    return _in_bytes(_STATUS.findall(_read("/proc/self/status")))
+    """`VmHWM`, `VmRSS`, `RssAnon`, `RssFile`, `RssShmem`, `VmSwap` and `VmData` in bytes, as far as they are known here."""
+    return _sizes(_read("/proc/self/status"), _STATUS)
 
 
 def smaps_rollup() -> dict[str, int]:
     """`Pss`, `Private_Clean`, `Private_Dirty` and `Private_Hugetlb` in bytes. Walks the page tables: 0.2 ms and more."""
-    return _in_bytes(_ROLLUP.findall(_read("/proc/self/smaps_rollup")))
+    return _sizes(_read("/proc/self/smaps_rollup"), _ROLLUP)
 
 
 def reset_high_water() -> bool:
@@ -85,16 +95,10 @@ def anon_growth_limit_bytes() -> int | None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     huge_bytes, small_sizes = _sizes_of_huge_pages()
     limit = (usage.ru_minflt + usage.ru_majflt) * mmap.PAGESIZE
-    limit += sum(_counter(vmstat, name) for name in _HUGE_PAGE_COUNTERS) * huge_bytes
+    limit += sum(_number(vmstat, name) or 0 for name in _HUGE_PAGE_COUNTERS) * huge_bytes
     for size_bytes, counter in small_sizes:
         limit += int(_read(counter) or 0) * size_bytes
     return limit
-
-
-def _counter(vmstat: bytes, name: bytes) -> int:
-    """The number after `name`; 0 in a kernel without huge pages. Not a regular expression: 150 lines, read twice per load."""
-    start = vmstat.find(name)
-    return 0 if start < 0 else int(vmstat[start + len(name) : vmstat.index(b"\n", start + len(name))])
 
 
 def _sizes_of_huge_pages() -> tuple[int, tuple[tuple[int, str], ...]]:
