@@ -38,3 +38,4 @@ class BinarizationType(Enum):
     SAFETENSORS = "mlup_stream.ml.binarization.safetensors.SafetensorsBinarizer"
     TENSORFLOW = "mlup_stream.ml.binarization.tensorflow.TensorFlowBinarizer"
     TENSORFLOW_ZIP = "mlup_stream.ml.binarization.tensorflow.TensorFlowSavedBinarizer"
+    GGUF = "mlup_stream.ml.binarization.gguf.GgufBinarizer"

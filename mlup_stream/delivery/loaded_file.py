@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from mlup_stream.delivery.files import checked_stat, explain_os_error, folder_size_bytes
 from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
+from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.reader import open_borrowed, open_buffer, open_stream
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import NotAModelFileError
@@ -45,6 +46,7 @@ class LoadedFile:
         self.delivery = delivery
         self.mapping = mapping
         self.optimize = optimize
+        self.placement: Placement | None = None
         self._view: View | None = None
 
     @classmethod
@@ -160,6 +162,15 @@ class LoadedFile:
                 self._view = View(data=self.content())
         return self._view
 
+    def check(self) -> None:
+        """Makes sure that a mapped file is still the one that was mapped.
+
+        Raises:
+            ModelFileChanged: It was written to or truncated since.
+        """
+        if self._view is not None:
+            self._view.check()
+
     def release(self) -> tuple[str, ...]:
         """Lets go of the content, the view and its descriptor. Idempotent.
 
@@ -178,9 +189,9 @@ def _content_size_bytes(data: Any) -> int:
         if not _is_seekable_binary(data):
             return 0
         position = data.tell()
-        size = int(data.seek(0, io.SEEK_END))
+        size: int = data.seek(0, io.SEEK_END)
         data.seek(position)
-        return size - position
+        return size - int(position)
     try:
         return memoryview(data).nbytes
     except TypeError:

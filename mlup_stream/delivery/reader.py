@@ -1,8 +1,8 @@
 """The bounded reader: a file passes through a window of fixed size, and what has passed is let go.
 
-Memory in this process is bounded by the window alone: `BufferedReader` reads a request that is larger than its window
-straight into the caller's buffer. What also has to be let go is the page cache, because in a container the pages that a process reads
-are charged to it: on Linux, pages that this reader brought in are given back behind the cursor, and pages that were cached before
+Memory in this process is bounded by the window alone: `BufferedReader` reads a request that is larger than its window straight
+into the caller's buffer. What also has to be let go is the page cache, because in a container the pages that a process reads are
+charged to it: on Linux, pages that this reader brought in are given back behind the cursor, and pages that were cached before
 (another worker may be using them) are left alone. The page cache is left as it was found.
 """
 
@@ -37,7 +37,7 @@ class _PassingFile(io.FileIO):
             cached = cached_fraction(self.fileno())
             self._drops = cached is not None and cached < 0.5
 
-    def readinto(self, buffer) -> int | None:  # type: ignore[no-untyped-def, override]  # collections.abc.Buffer needs 3.12
+    def readinto(self, buffer) -> int | None:  # type: ignore[no-untyped-def]  # collections.abc.Buffer needs 3.12
         count = super().readinto(buffer)
         if self._drops:
             position = self.tell()
@@ -84,7 +84,7 @@ class _BufferFile(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]  # as above
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]  # as above
         target = memoryview(buffer).cast("B")
         chunk = self._buffer[self._position : self._position + len(target)]
         target[: len(chunk)] = chunk
@@ -119,7 +119,8 @@ class _BorrowedFile(io.RawIOBase):
     def __init__(self, file: Any) -> None:
         super().__init__()
         self._file = file
-        self._start = self._position = file.tell()
+        self._start: int = file.tell()
+        self._position: int = self._start
 
     def readable(self) -> bool:
         return True
@@ -127,7 +128,7 @@ class _BorrowedFile(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def, override]  # collections.abc.Buffer needs 3.12
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]  # collections.abc.Buffer needs 3.12
         self._file.seek(self._position)
         target = memoryview(buffer).cast("B")
         if hasattr(self._file, "readinto"):

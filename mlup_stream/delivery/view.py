@@ -11,7 +11,7 @@ import contextlib
 import io
 import mmap
 import os
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from mlup_stream.delivery.files import FileIdentity, explain_os_error
 from mlup_stream.delivery.reader import open_buffer, open_stream
@@ -90,7 +90,7 @@ class View:
         if self._file is None:
             raise ValueError(f"{self.path}: the view was released; make a new one")
         # Not reopened by name: the name may lead to another file by now.
-        return cast(BinaryIO, open_stream(_same_file(self._file.fileno(), self.path)))
+        return open_stream(_same_file(self._file.fileno(), self.path))
 
     def drop(self, start: int, stop: int) -> None:
         """Takes the pages that lie wholly within `start` to `stop` (exclusive) out of this process's RSS.
@@ -109,7 +109,8 @@ class View:
     def check(self) -> None:
         """Makes sure that the file is the one that was opened, in the same state.
 
-        A replacement by rename is harmless, since the open descriptor keeps the old file; a write or a truncation in place is not.
+        A replacement by rename is harmless, since the open descriptor keeps the old file; a write or a truncation in place is
+        not.
 
         Raises:
             ModelFileChanged: Its size or modification time has changed.

@@ -1,7 +1,7 @@
 """What a binarizer is, and the part that every one of ours shares.
 
-A custom binarizer subclasses `BaseBinarizer` and needs no more than `deserialize`. Ours subclass `FormatBinarizer`, which turns the
-delivery into a call of one hook and whatever a library raises into a typed error; each of them only says how its library
+A custom binarizer subclasses `BaseBinarizer` and needs no more than `deserialize`. Ours subclass `FormatBinarizer`, which turns
+the delivery into a call of one hook and whatever a library raises into a typed error; each of them only says how its library
 takes a path, a file object, a view or a buffer.
 """
 
@@ -40,7 +40,7 @@ class BaseBinarizer(metaclass=abc.ABCMeta):
         return 0.0
 
     @classmethod
-    def prepare(cls) -> None:
+    def prepare(cls) -> None:  # optional: a binarizer may need nothing
         """Imports what `deserialize` will need, so that imports are not measured as part of the model.
 
         Raises:

@@ -1,0 +1,256 @@
+"""`Config`: every setting, validated in one place, and its way to and from a YAML or JSON file.
+
+The file has the sections of an `mlup` configuration, or the fields of `ml` directly:
+
+    version: '1'
+    ml:
+      storage_type: disk
+      storage_kwargs: {path_to_files: models/, file_mask: model.onnx}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from mlup_stream.constants import BinarizationType, Optimize, StorageType
+from mlup_stream.delivery.kinds import Mapping as MappingPolicy
+from mlup_stream.errors import ConfigError
+from mlup_stream.ml.binarization.registry import AUTO, binarizer_class, storage_class
+
+__all__ = [
+    "Config",
+    "config_from_dict",
+    "config_from_json",
+    "config_from_yaml",
+    "config_to_dict",
+    "config_to_json",
+    "config_to_yaml",
+]
+
+FILE_VERSION = "1"
+
+# Settings of the old package's server and of its data transformers. They mean nothing to a loader; a configuration file that
+# has them is read with a warning, so that moving over needs no editing.
+_OF_THE_SERVER = frozenset(
+    {"type", "columns", "auto_detect_predict_params", "use_thread_loop", "max_thread_loop_workers"}
+    | {"data_transformer_for_predict", "data_transformer_for_predicted", "dtype_for_predict"}
+)
+
+
+@dataclass
+class Config:
+    """The settings of one model. Every field may be changed until `load`, which validates them again.
+
+    Attributes:
+        name: What to call the model in logs.
+        version: The version of the model, for logs.
+        predict_method_name: The method of the model object that `predict` calls.
+        storage_type: Where the model lies: a `StorageType`, its name, a class, or an import path.
+        storage_kwargs: The arguments of the storage's constructor.
+        binarization_type: What builds the model: `"auto"` (by content; what was found is written back here), a
+            `BinarizationType`, its name or a short one such as `"onnx"`, a class, or an import path.
+        binarization_kwargs: Options of the binarizer.
+        optimize: `"memory"` or `"speed"`, where a format lets one choose.
+        mapping: `"auto"`, `"read-only"` or `"copy-on-write"`: what a program may do to payloads that stay in the mapped file.
+
+    Raises:
+        ConfigError: A field is not known or not valid; the message names it, the value, and what is allowed.
+    """
+
+    name: str = "MyFirstMLupModel"
+    version: str = "1.0.0.0"
+    predict_method_name: str = "predict"
+    storage_type: str | StorageType | type[Any] = StorageType.memory
+    storage_kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
+    binarization_type: str | BinarizationType | type[Any] = AUTO
+    binarization_kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
+    optimize: str | Optimize = Optimize.MEMORY
+    mapping: str | MappingPolicy = MappingPolicy.AUTO
+
+    def __new__(cls, *args: Any, **values: Any) -> Config:
+        # Before the generated __init__, whose TypeError would suggest nothing.
+        refuse_unknown(values, "Config")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Checks every field, and turns the text of a choice into its enum member."""
+        for name, check in _CHECKS.items():
+            setattr(self, name, check(name, getattr(self, name)))
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise _wrong(name, value, "a text that is not empty")
+    return value
+
+
+def _keywords(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise _wrong(name, value, "a dictionary whose keys are names")
+    return value
+
+
+def _choice(kind: type[Enum]) -> Callable[[str, Any], Enum]:
+    def check(name: str, value: Any) -> Enum:
+        try:
+            return kind(value)
+        except ValueError as error:
+            raise _wrong(name, value, ", ".join(repr(member.value) for member in kind)) from error
+
+    return check
+
+
+def _storage(name: str, value: Any) -> Any:
+    storage_class(value)
+    return value
+
+
+def _binarization(name: str, value: Any) -> Any:
+    if value != AUTO:
+        binarizer_class(value)
+    return value
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "name": _text,
+    "version": _text,
+    "predict_method_name": _text,
+    "storage_type": _storage,
+    "storage_kwargs": _keywords,
+    "binarization_type": _binarization,
+    "binarization_kwargs": _keywords,
+    "optimize": _choice(Optimize),
+    "mapping": _choice(MappingPolicy),
+}
+
+
+def _wrong(name: str, value: Any, allowed: str) -> ConfigError:
+    return ConfigError(f"{name}={value!r} is not valid; expected {allowed}", field=name, value=value, allowed=allowed)
+
+
+def refuse_unknown(values: Mapping[Any, Any], where: str) -> None:
+    """Raises ConfigError for the first key that is no field of `Config`, with the nearest one that is."""
+    known = [each.name for each in dataclasses.fields(Config)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(sorted(known))}"
+            raise ConfigError(
+                f"{where}: unknown setting {name!r}; {hint}", field=str(name), value=values[name], allowed=tuple(known)
+            )
+
+
+def config_from_dict(values: Any, source: str = "configuration") -> Config:
+    """The configuration in a dictionary, sectioned as in a file or with the fields directly.
+
+    Raises:
+        ConfigError: As `Config`; or the dictionary is none, or of a version that is not known.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected a mapping of settings, found {type(values).__name__}", value=values)
+    sections = dict(values)
+    if "ml" in sections:
+        version = str(sections.pop("version", FILE_VERSION))
+        if version != FILE_VERSION:
+            raise ConfigError(
+                f"{source}: version={version!r} is not valid; expected {FILE_VERSION!r}", field="version", value=version
+            )
+        ignored = [name for name in ("web",) if sections.pop(name, None)]
+        fields = sections.pop("ml") or {}
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{source}: ml={fields!r} is not valid; expected a mapping of settings", field="ml", value=fields)
+        refuse_unknown(sections, source)
+        ignored += sorted(_OF_THE_SERVER & fields.keys())
+        fields = {name: value for name, value in fields.items() if name not in _OF_THE_SERVER}
+        if ignored:
+            warnings.warn(f"{source}: settings of the mlup server are ignored: {', '.join(ignored)}", UserWarning, stacklevel=3)
+    else:
+        fields = sections
+    refuse_unknown(fields, source)
+    return Config(**fields)
+
+
+def config_to_dict(conf: Config) -> dict[str, Any]:
+    """The configuration as plain values, sectioned as a file. A model that is held in memory is left out."""
+    fields = {each.name: _plain(each.name, getattr(conf, each.name)) for each in dataclasses.fields(conf)}
+    if storage_class(conf.storage_type).__dict__.get("gives_models"):
+        del fields["storage_kwargs"]
+    return {"version": FILE_VERSION, "ml": fields}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, re.Pattern):
+        return value.pattern
+    if isinstance(value, dict):
+        return {key: _plain(name, item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(name, item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise _wrong(name, value, "what a configuration file can hold: text, numbers, lists and mappings")
+
+
+def config_from_yaml(path: str | os.PathLike[str]) -> Config:
+    """The configuration in a YAML file."""
+    import yaml
+
+    text = _read(path)
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{os.fspath(path)}: not valid YAML: {' '.join(str(error).split())}") from error
+    return config_from_dict(values, os.fspath(path))
+
+
+def config_to_yaml(conf: Config, path: str | os.PathLike[str]) -> None:
+    import yaml
+
+    text = yaml.safe_dump(config_to_dict(conf), sort_keys=False)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def config_from_json(path: str | os.PathLike[str]) -> Config:
+    """The configuration in a JSON file."""
+    try:
+        values = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{os.fspath(path)}: not valid JSON: {error}") from error
+    return config_from_dict(values, os.fspath(path))
+
+
+def config_to_json(conf: Config, path: str | os.PathLike[str]) -> None:
+    text = json.dumps(config_to_dict(conf), indent=2)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+
+
+def _read(path: str | os.PathLike[str]) -> str:
+    from mlup_stream.delivery.files import checked_stat, explain_os_error
+
+    checked_stat(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{os.fspath(path)}: expected UTF-8 text: {error}") from error

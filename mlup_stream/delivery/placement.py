@@ -1,0 +1,26 @@
+"""Where the payload of a loaded model lies: how much stayed in the mapped file, how much was copied, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+__all__ = ["Placement"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a model's payload went.
+
+    Attributes:
+        mapped_bytes: Payload that stays in the mapped file.
+        copied_bytes: Payload that was copied into private memory.
+        reasons: Why what was copied could not stay, one entry a reason.
+    """
+
+    mapped_bytes: int
+    copied_bytes: int
+    reasons: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)

@@ -1,0 +1,80 @@
+"""The report of a load: one value, of which the log line, the table and the JSON are renderings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlup_stream.memory.report import MemoryReport
+from mlup_stream.units import format_bytes
+
+if TYPE_CHECKING:
+    from mlup_stream.delivery.loaded_file import LoadedFile
+    from mlup_stream.delivery.placement import Placement
+    from mlup_stream.ml.plan import LoadPlan
+
+__all__ = ["LoadReport"]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did and what it took.
+
+    Attributes:
+        file: The path, or what kind of content there was instead of one.
+        format: The name of the format.
+        binarizer: The import path of the class that built the model.
+        delivery: How the bytes travelled.
+        delivery_reason: Why so.
+        size_bytes: The size of the file, of the folder's files together, or of the content.
+        seconds: The whole load, imports of the framework included.
+        build_seconds: The binarizer alone.
+        memory: RSS, anon and file memory before, at the peak and after, and what each step of the reclaim returned.
+        placement: How many payload bytes stayed in the mapped file and how many were copied; None where that is not known.
+    """
+
+    file: str
+    format: str
+    binarizer: str
+    delivery: str
+    delivery_reason: str
+    size_bytes: int
+    seconds: float
+    build_seconds: float
+    memory: MemoryReport
+    placement: Placement | None = None
+
+    @classmethod
+    def of(
+        cls, loaded: LoadedFile, plan: LoadPlan, memory: MemoryReport, *, size_bytes: int, seconds: float, build_seconds: float
+    ) -> LoadReport:
+        return cls(
+            file=loaded.name,
+            format=plan.format,
+            binarizer=f"{plan.binarizer.__module__}.{plan.binarizer.__qualname__}",
+            delivery=plan.delivery.value,
+            delivery_reason=plan.reason,
+            size_bytes=size_bytes,
+            seconds=seconds,
+            build_seconds=build_seconds,
+            memory=memory,
+            placement=loaded.placement,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values; sizes in bytes, times in seconds, None for what could not be known."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values["memory"] = self.memory.to_dict()
+        values["placement"] = None if self.placement is None else self.placement.to_dict()
+        return values
+
+    def __str__(self) -> str:
+        return (
+            f"{self.file}: {self.format}, {format_bytes(self.size_bytes)}, delivery {self.delivery}, {self.seconds:.2f} s;"
+            f" RSS {_figure(self.memory.baseline.rss_bytes)} before, {_figure(self.memory.peak.rss_bytes)} at the peak,"
+            f" {_figure(self.memory.settled.rss_bytes)} settled"
+        )
+
+
+def _figure(size_bytes: int | None) -> str:
+    return "unknown" if size_bytes is None else format_bytes(size_bytes)

@@ -1,0 +1,177 @@
+"""A model file, or a folder that is a model, on the local disk: found by path and mask, handed over as a path."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import stat
+import warnings
+from dataclasses import InitVar, dataclass
+
+from mlup_stream.delivery.files import checked_stat, explain_os_error
+from mlup_stream.delivery.kinds import Delivery
+from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.errors import ConfigError, LoadError, ModelNotFoundError, NotAModelFileError
+from mlup_stream.ml.binarization.registry import KNOWN_SUFFIXES
+from mlup_stream.ml.storage.base import BaseStorage
+
+__all__ = ["DiskStorage"]
+
+DEFAULT_SUFFIX = ".pckl"
+
+_SAVED_MODEL_FILE = "saved_model.pb"
+_SHARD_INDEX_SUFFIX = ".index.json"
+_SHARD_NAME = re.compile(r"-\d{5}-of-\d{5}\.")
+
+
+@dataclass
+class DiskStorage(BaseStorage):
+    """Finds model files; `load` returns every match, sorted by name, and reads none of them.
+
+    Attributes:
+        path_to_files: A file, a folder of files, or a folder that is itself a model (SavedModel). `~` is expanded, symlinks are
+            followed. A file needs no mask.
+        file_mask: Which files of the folder: the exact name of one, or a regular expression that is searched in their names.
+            By default the names that end in `.pckl`; where there is none, the names that a binarizer knows.
+        need_load_file: Whether the file is read into memory for the binarizer: `delivery="bytes"` in other words.
+        delivery: How the bytes travel: `auto`, `path`, `view`, `stream` or `bytes`.
+        files_mask: The old name of `file_mask`.
+
+    Raises:
+        ConfigError: Arguments that are not valid, or that contradict each other.
+    """
+
+    path_to_files: str | os.PathLike[str]
+    file_mask: str | re.Pattern[str] | None = None
+    need_load_file: bool | None = None
+    delivery: str | Delivery = Delivery.AUTO
+    files_mask: InitVar[str | re.Pattern[str] | None] = None
+
+    def __post_init__(self, files_mask: str | re.Pattern[str] | None) -> None:
+        if not isinstance(self.path_to_files, (str, os.PathLike)):
+            raise _wrong("path_to_files", self.path_to_files, "a path")
+        if files_mask is not None:
+            if self.file_mask is not None:
+                raise _wrong("files_mask", files_mask, "file_mask alone, of which it is the old name, not both")
+            warnings.warn("DiskStorage: files_mask is now called file_mask", DeprecationWarning, stacklevel=3)
+            self.file_mask = files_mask
+        if self.file_mask is not None and not isinstance(self.file_mask, (str, re.Pattern)):
+            raise _wrong("file_mask", self.file_mask, "a file name, a regular expression or a compiled pattern")
+        if self.need_load_file not in (None, True, False):
+            raise _wrong("need_load_file", self.need_load_file, "True or False")
+        try:
+            self.delivery = Delivery(self.delivery)
+        except ValueError as error:
+            raise _wrong("delivery", self.delivery, ", ".join(kind.value for kind in Delivery)) from error
+        says_both = self.need_load_file is not None and self.delivery is not Delivery.AUTO
+        if says_both and self.need_load_file != (self.delivery is Delivery.BYTES):
+            agreeing = f"what agrees with need_load_file={self.need_load_file}; leave one out"
+            raise _wrong("delivery", self.delivery.value, agreeing)
+        self.need_load_file = bool(self.need_load_file) or self.delivery is Delivery.BYTES
+        if self.need_load_file:
+            self.delivery = Delivery.BYTES
+
+    def load_bytes_single_file(self, path_to_file: str | os.PathLike[str]) -> LoadedFile:
+        """The handle of one file, after a look at what it is. With `need_load_file` its `raw_data` is read when first used.
+
+        Raises:
+            ModelNotFoundError, ModelPermissionError, NotAModelFileError: As `checked_stat`; also an empty file, and a folder that
+                is not a model.
+        """
+        path = os.fspath(path_to_file)
+        status = checked_stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            if not _is_model_folder(path):
+                raise NotAModelFileError(
+                    f"{path}: expected a model file, found a folder; give a file in it, or a SavedModel folder", path=path
+                )
+        elif status.st_size == 0:
+            raise NotAModelFileError(f"{path}: expected a model file, found an empty one; copy or export it again", path=path)
+        return LoadedFile(path=path, delivery=None if self.delivery is Delivery.AUTO else Delivery(self.delivery))
+
+    def load(self) -> list[LoadedFile]:
+        path = os.path.expanduser(os.fspath(self.path_to_files))
+        if not stat.S_ISDIR(checked_stat(path).st_mode):
+            self._check_own_name(path)
+            return [self.load_bytes_single_file(path)]
+        if self.file_mask is None and _is_model_folder(path):
+            return [self.load_bytes_single_file(path)]
+        return [self.load_bytes_single_file(os.path.join(path, name)) for name in self._matches(path)]
+
+    def _check_own_name(self, path: str) -> None:
+        name = os.path.basename(path)
+        if self.file_mask is not None and name != self.file_mask and not self._pattern().search(name):
+            raise ModelNotFoundError(
+                f"{path}: is a file whose name does not match file_mask {self._mask_text!r}; a file given directly needs no mask",
+                path=path,
+            )
+
+    def _matches(self, folder: str) -> list[str]:
+        try:
+            entries = sorted(os.listdir(folder))
+        except OSError as error:
+            raise explain_os_error(error, folder) from error
+        if self.file_mask is None:
+            names = [name for name in entries if name.endswith(DEFAULT_SUFFIX)] or _known(entries)
+        elif self.file_mask in entries:
+            return [str(self.file_mask)]
+        else:
+            names = [name for name in entries if self._pattern().search(name)]
+        # A folder among the files is a candidate only if it is a model.
+        found = [name for name in names if not _is_plain_folder(os.path.join(folder, name))]
+        if not found:
+            raise self._not_found(folder, entries)
+        return found
+
+    def _not_found(self, folder: str, entries: list[str]) -> LoadError:
+        if self.file_mask is None:
+            wanted = f"a name ending in {DEFAULT_SUFFIX!r}, or one that a binarizer knows"
+        else:
+            wanted = f"a name in which {self._mask_text!r} is found"
+            if fnmatch.filter(entries, self._mask_text):
+                wanted += f" (a regular expression; as the glob that it looks like, write {fnmatch.translate(self._mask_text)!r})"
+        shown = ", ".join(entries[:10]) + (f" and {len(entries) - 10} more" if len(entries) > 10 else "")
+        return ModelNotFoundError(f"{folder}: expected {wanted}, found {shown or 'an empty folder'}; set file_mask", path=folder)
+
+    @property
+    def _mask_text(self) -> str:
+        return self.file_mask.pattern if isinstance(self.file_mask, re.Pattern) else str(self.file_mask)
+
+    def _pattern(self) -> re.Pattern[str]:
+        if isinstance(self.file_mask, re.Pattern):
+            return self.file_mask
+        try:
+            return re.compile(self._mask_text)
+        except re.error as error:
+            glob = "looks like a glob; " if self._mask_text.startswith("*") else ""
+            raise _wrong(
+                "file_mask", self.file_mask, f"a regular expression ({glob}{error}), such as {_suggested(self._mask_text)!r}"
+            ) from error
+
+
+def _suggested(glob: str) -> str:
+    return re.escape(glob.lstrip("*")) + "$"
+
+
+def _wrong(field: str, value: object, allowed: str) -> ConfigError:
+    message = f"storage_kwargs: DiskStorage: {field}={value!r} is not valid; expected {allowed}"
+    return ConfigError(message, field=field, value=value, allowed=allowed)
+
+
+def _is_model_folder(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, _SAVED_MODEL_FILE))
+
+
+def _is_plain_folder(path: str) -> bool:
+    return os.path.isdir(path) and not _is_model_folder(path)
+
+
+def _known(names: list[str]) -> list[str]:
+    """The names that a binarizer knows; where a sharded model has its index there, the index stands for the shards."""
+    known = [name for name in names if name.lower().endswith(KNOWN_SUFFIXES)]
+    if any(name.endswith(_SHARD_INDEX_SUFFIX) for name in known):
+        known = [name for name in known if not _SHARD_NAME.search(name)]
+    return known
+
+

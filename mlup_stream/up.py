@@ -1,0 +1,117 @@
+"""`UP`, the object that a program holds, and `load`, the one-liner."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from mlup_stream.config import (
+    Config,
+    config_from_dict,
+    config_from_json,
+    config_from_yaml,
+    config_to_dict,
+    config_to_json,
+    config_to_yaml,
+)
+from mlup_stream.constants import Delivery, StorageType
+from mlup_stream.errors import ModelLoadError
+from mlup_stream.ml.binarization.registry import storage_class
+from mlup_stream.ml.empty import EmptyModel
+from mlup_stream.ml.model import MLupModel
+
+__all__ = ["UP", "load"]
+
+
+class UP:
+    """A model and its settings.
+
+        up = UP(conf=Config(storage_type="disk", storage_kwargs={"path_to_files": "models/", "file_mask": "model.onnx"}))
+        up.ml.load()
+        up.predict(X=rows)
+        up.ml.unload()
+
+    Args:
+        ml_model: The model object itself, for `StorageType.memory`; or an `MLupModel`.
+        conf: The settings; the default is a model in memory.
+
+    Raises:
+        ModelLoadError: The storage is `memory` and there is no model.
+
+    Attributes:
+        ml: Loads, holds and unloads the model.
+        conf: The settings.
+    """
+
+    def __init__(self, ml_model: Any = None, conf: Config | None = None) -> None:
+        self.conf = conf if conf is not None else Config()
+        needs_model = getattr(storage_class(self.conf.storage_type), "gives_models", False)
+        if needs_model and ml_model is None and "model" not in self.conf.storage_kwargs:
+            raise ModelLoadError(
+                f"storage_type={self.conf.storage_type!r} needs the model itself: UP(ml_model=...);"
+                ' for a file set storage_type="disk" and storage_kwargs={"path_to_files": ...}'
+            )
+        if isinstance(ml_model, MLupModel):
+            self.ml = ml_model
+            self.ml.conf = self.conf
+        else:
+            self.ml = MLupModel(ml_model=ml_model if needs_model else None, conf=self.conf)
+
+    def __repr__(self) -> str:
+        return f"UP(conf={self.conf!r}, loaded={self.ml.loaded})"
+
+    def predict(self, **predict_data: Any) -> Any:
+        """Calls the model's `conf.predict_method_name`. See `MLupModel.predict`."""
+        return self.ml.predict(**predict_data)
+
+    @classmethod
+    def load_from_dict(cls, conf: dict[str, Any], load_model: bool = True) -> UP:
+        """The `UP` that a dictionary of settings describes, with its model loaded unless `load_model` is False."""
+        return cls._of(config_from_dict(conf), load_model)
+
+    @classmethod
+    def load_from_yaml(cls, conf_path: str | os.PathLike[str], load_model: bool = True) -> UP:
+        """The `UP` that a YAML file describes, with its model loaded unless `load_model` is False."""
+        return cls._of(config_from_yaml(conf_path), load_model)
+
+    @classmethod
+    def load_from_json(cls, conf_path: str | os.PathLike[str], load_model: bool = True) -> UP:
+        """The `UP` that a JSON file describes, with its model loaded unless `load_model` is False."""
+        return cls._of(config_from_json(conf_path), load_model)
+
+    @classmethod
+    def _of(cls, conf: Config, load_model: bool) -> UP:
+        # A file cannot hold a model object: one that says `memory` gets the empty one, as it always did.
+        up = cls(ml_model=EmptyModel(), conf=conf)
+        if load_model:
+            up.ml.load()
+        return up
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        return config_to_dict(self.conf)
+
+    def to_yaml(self, path_to_file: str | os.PathLike[str]) -> None:
+        """Writes the settings to a YAML file."""
+        config_to_yaml(self.conf, path_to_file)
+
+    def to_json(self, path_to_file: str | os.PathLike[str]) -> None:
+        """Writes the settings to a JSON file."""
+        config_to_json(self.conf, path_to_file)
+
+
+def load(path: str | os.PathLike[str], *, delivery: str | Delivery = Delivery.AUTO, **settings: Any) -> Any:
+    """The model in the file, or folder, at `path`: the model object itself, as `joblib.load` would give it.
+
+    Args:
+        path: The model file; a folder with one model in it; or a folder that is a model.
+        delivery: `"auto"`, `"path"`, `"view"`, `"stream"` or `"bytes"`.
+        settings: Any field of `Config`, such as `binarization_type="onnx"`.
+
+    Raises:
+        ModelLoadError: And its subclasses, each with what to do.
+        ConfigError: A setting is not known or not valid.
+    """
+    settings.setdefault("storage_type", StorageType.disk)
+    arguments = {"path_to_files": path, "delivery": delivery, **settings.pop("storage_kwargs", {})}
+    return MLupModel(conf=Config(storage_kwargs=arguments, **settings)).load().model_obj
