@@ -1,0 +1,66 @@
+# Everything runs in an environment of its own, $(VENV), which the targets make and fill as they need it.
+PYTHON ?= python3
+VENV ?= .venv
+# Named exactly, because an open range makes pip take the newest build for CUDA, which is gigabytes. Another build: make TORCH=2.x.y
+TORCH ?= 2.13.0
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+PYTEST = $(VENV)/bin/python -m pytest
+
+.PHONY: help demo test test-torch test-tensorflow test-versions test-all lint clean
+
+help:
+	@echo "make demo             install, then load two real models through every delivery and compare"
+	@echo "make test             install, then the tests, without torch and TensorFlow"
+	@echo "make test-torch       the tests that need torch"
+	@echo "make test-tensorflow  the tests that need TensorFlow and Keras"
+	@echo "make test-versions    the wheel, the import and the unpickler on each Python that is found"
+	@echo "make lint             ruff and mypy"
+	@echo "make test-all         all of these, as .ci/run does"
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.made pyproject.toml
+	$(PIP) -e ".[cli,sklearn,onnx]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.made pyproject.toml
+	$(PIP) -e ".[test]"
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.test
+	$(PIP) "torch==$(TORCH)"
+	@touch $@
+
+$(VENV)/.tensorflow: $(VENV)/.test
+	$(PIP) -e ".[tensorflow]"
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.test
+	$(PIP) -e ".[lint]"
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/mlup-stream demo
+
+test: $(VENV)/.test
+	$(PYTEST) -m "not torch and not tensorflow"
+
+test-torch: $(VENV)/.torch
+	$(PYTEST) -m torch
+
+test-tensorflow: $(VENV)/.tensorflow
+	$(PYTEST) -m tensorflow
+
+test-versions:
+	.ci/versions
+
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test-all: lint test test-torch test-tensorflow test-versions
+
+clean:
+	rm -rf $(VENV) .venv-* build dist *.egg-info
