@@ -5,7 +5,7 @@
         answer(mlup.load(path).shape)
     ''', path=str(path))
 
-The values given by keyword are variables in the code (anything that `repr` can write), and `answer(value)` sends a JSON value back.
+The values given by keyword are variables in the code (anything that `repr` can write); `answer(value)` sends a JSON value back.
 """
 
 from __future__ import annotations

@@ -70,10 +70,10 @@ class MLupModel:
     def load(self, force_loading: bool = False) -> MLupModel:
         """Loads the model that the configuration describes.
 
-        A reload (`force_loading`) lets the old model go before the new one is built, so that the two are never held together, but not
-        before everything that can be known without building has been checked: a file that is missing, not recognised or not
-        admitted leaves the old model in place. A load that fails leaves memory, descriptors and disk as they were, and may be
-        tried again.
+        A reload (`force_loading`) lets the old model go before the new one is built, so that the two are never held together,
+        but not before everything that can be known without building has been checked: a file that is missing, not recognised or
+        not admitted leaves the old model in place. A load that fails leaves memory, descriptors and disk as they were, and may
+        be tried again.
 
         Args:
             force_loading: Load although a model is loaded.

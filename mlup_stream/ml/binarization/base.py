@@ -40,7 +40,7 @@ class BaseBinarizer(metaclass=abc.ABCMeta):
         return 0.0
 
     @classmethod
-    def prepare(cls) -> None:  # optional: a binarizer may need nothing
+    def prepare(cls) -> None:
         """Imports what `deserialize` will need, so that imports are not measured as part of the model.
 
         Raises:
