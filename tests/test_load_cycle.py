@@ -346,3 +346,14 @@ def test_unpickling_needs_its_class(tmp_path: Path) -> None:
     with pytest.raises(ImportError, match="no_such_module") as failed:
         mlup.load(path, binarization_type="pickle")
     assert isinstance(failed.value, errors.MissingClassError)
+
+
+def test_unloading_says_what_still_holds_the_model(model_file: Path) -> None:
+    """Who kept the model is told that it keeps its memory; who did not hears nothing."""
+    up = _up(model_file)
+    up.ml.load()
+    kept = up.ml.model_obj
+    assert up.ml.unload()[-1].held_by == ("a reference to the Doubler outside",)
+    del kept
+    up.ml.load()
+    assert up.ml.unload()[-1].held_by == ()

@@ -48,6 +48,7 @@ class LoadedFile:
         self.optimize = optimize
         self.placement: Placement | None = None
         self._view: View | None = None
+        self._released_view: View | None = None
 
     @classmethod
     def of(cls, data: Any) -> LoadedFile:
@@ -177,9 +178,16 @@ class LoadedFile:
         Returns:
             What still holds the bytes, empty if nothing does. See `View.release`.
         """
-        view, self._view = self._view, None
         self._raw_data = b""
-        return view.release() if view is not None else ()
+        view, self._view = self._view, None
+        if view is None:
+            return self.held()
+        self._released_view = view
+        return view.release()
+
+    def held(self) -> tuple[str, ...]:
+        """What still holds the bytes after `release`: the arrays of a model that lives in the mapped file, for one."""
+        return self._released_view.held() if self._released_view is not None else ()
 
 
 def _content_size_bytes(data: Any) -> int:

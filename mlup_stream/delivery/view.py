@@ -11,6 +11,7 @@ import contextlib
 import io
 import mmap
 import os
+import weakref
 from typing import BinaryIO
 
 from mlup_stream.delivery.files import FileIdentity, explain_os_error
@@ -40,6 +41,7 @@ class View:
         self.identity: FileIdentity | None = None
         self._file: io.FileIO | None = None
         self._maps: list[mmap.mmap] = []
+        self._exported: list[weakref.ref[mmap.mmap]] = []
         self._buffers: dict[bool, memoryview] = {}
         if self.path is None:
             self._buffers[False] = memoryview(data if data is not None else b"").cast("B").toreadonly()
@@ -130,13 +132,12 @@ class View:
         """Closes the descriptor and the maps. Idempotent.
 
         Returns:
-            What still holds the bytes, empty if nothing does. A model whose weights lie in the map is such a holder: the map
+            What still holds the maps, empty if nothing does. A model whose weights lie in a map is such a holder: the map
             lives as long as its arrays do, and closes with the last of them.
         """
         if self._file is not None:
             self._file.close()
             self._file = None
-        holders = []
         maps, self._maps, buffers, self._buffers = self._maps, [], self._buffers, {}
         for buffer in buffers.values():
             with contextlib.suppress(BufferError):  # an export of this very memoryview; the map below says so
@@ -146,11 +147,16 @@ class View:
                 mapped.close()
             except BufferError:
                 # It closes with the last memoryview or array over it, which is what an in-place model lives on.
-                holders.append(f"exported buffers of the view of {self.path}")
+                self._exported.append(weakref.ref(mapped))
         if self.path is None:
             self._buffers[False] = memoryview(b"")
             self.size_bytes = 0
-        return tuple(holders)
+        return self.held()
+
+    def held(self) -> tuple[str, ...]:
+        """What still holds the maps after `release`, empty if nothing does."""
+        alive = sum(1 for mapped in self._exported if mapped() is not None)
+        return (f"exported buffers of the view of {self.path}",) if alive else ()
 
 
 def _map_file(fd: int, size_bytes: int, *, writable: bool) -> mmap.mmap:

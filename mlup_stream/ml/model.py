@@ -11,6 +11,8 @@ import inspect
 import logging
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -49,6 +51,7 @@ class MLupModel:
         self.report: LoadReport | None = None
         self._given_model = ml_model
         self._model_obj: Any = _NOT_LOADED
+        self._loaded: LoadedFile | None = None
         self._predict_method: Any = None
         self._lock = threading.RLock()
 
@@ -97,7 +100,7 @@ class MLupModel:
                 plan.prepare()
                 self._let_go()
                 model, memory, build_seconds = _build(plan, loaded)
-            self._hold(model)
+            self._hold(model, loaded)
             self.report = LoadReport.of(
                 loaded,
                 plan,
@@ -162,8 +165,8 @@ class MLupModel:
     ) -> None:
         self.unload()
 
-    def _hold(self, model: Any) -> None:
-        self._model_obj = model
+    def _hold(self, model: Any, loaded: LoadedFile) -> None:
+        self._model_obj, self._loaded = model, loaded
         # One reference, this one: a second would keep the memory when this is let go.
         self._given_model = None
         self.conf.storage_kwargs.pop("model", None)
@@ -172,8 +175,13 @@ class MLupModel:
     def _let_go(self) -> tuple[ReclaimStep, ...]:
         if not self.loaded:
             return ()
+        alive = _weak_reference(self._model_obj)
         self._model_obj, self._predict_method = _NOT_LOADED, None
-        return give_back()
+        steps = give_back()
+        holders = self._loaded.held() if self._loaded is not None else ()
+        if alive() is not None:
+            holders = (f"a reference to the {type(alive()).__name__} outside", *holders)
+        return (*steps, ReclaimStep("model let go", 0, holders))
 
     def _find(self) -> tuple[LoadedFile, bool]:
         """The one model that the storage has, its bytes where they were; and whether it is a model object already."""
@@ -215,6 +223,13 @@ def _build(plan: LoadPlan, loaded: LoadedFile) -> tuple[Any, MemoryReport, float
     steps = give_back(loaded.release)
     assert meter.peak is not None  # the meter was stopped
     return model, MemoryReport(baseline, meter.peak, snapshot(), steps), build_seconds
+
+
+def _weak_reference(model: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(model)
+    except TypeError:  # a dict or another builtin, whose holders cannot be told without holding it
+        return lambda: None
 
 
 def _has_parameter(method: Any, name: str) -> bool:
