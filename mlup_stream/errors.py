@@ -18,6 +18,7 @@ __all__ = [
     "CorruptModelError",
     "FormatNotRecognizedError",
     "LoadError",
+    "LoadTicketTimeout",
     "MLupError",
     "MemoryBudgetExceeded",
     "MissingClassError",
@@ -92,6 +93,13 @@ class MemoryBudgetExceeded(ModelLoadError, MemoryError):
     needed_bytes: int | None = None
     available_bytes: int | None = None
     limit: Any = None
+
+
+class LoadTicketTimeout(ModelLoadError, TimeoutError):
+    """This load's turn did not come in time: `holders` says who is loading, `timeout_seconds` how long it waited."""
+
+    holders: tuple[str, ...] | None = None
+    timeout_seconds: float | None = None
 
 
 class ModelBinarizationError(ModelLoadError):

@@ -1,0 +1,163 @@
+"""How many bytes this process may still take: `available(budget)`, the one answer for estimate, gate, watch, report and CLI.
+
+It is the tightest of what the user said, every limit of the control groups up to the root, the process's own limits, and what the
+host has left. Page cache counts as free everywhere: the kernel gives it up before it refuses an allocation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mlup_stream.errors import ConfigError
+from mlup_stream.memory.cgroup import Cgroup, cgroup_limits
+from mlup_stream.memory.limit import Counts, Limit
+from mlup_stream.memory.proc import number_after, read_file
+from mlup_stream.memory.rlimit import rlimits
+from mlup_stream.units import parse_bytes
+
+__all__ = ["Available", "Budget", "available"]
+
+_ALLOWED = ("auto", "a number of bytes", "a size such as '512MiB'", "a fraction such as 0.8 or '80%'", "None")
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What the user said of memory. `Budget.of(value)` reads it from a setting.
+
+    Attributes:
+        limit_bytes: What may be taken from the moment that a governor starts; None if the user gave no size.
+        fraction: The part of each control group's limit and of the host's memory that may be in use; 1.0 is all of it.
+        enforced: Whether loads are refused at all; False for `memory_budget=None`.
+    """
+
+    limit_bytes: int | None = None
+    fraction: float = 1.0
+    enforced: bool = True
+
+    @classmethod
+    def of(cls, value: Any) -> Budget:
+        """`"auto"`, bytes, `"512MiB"`, a fraction of the machine's or container's memory (`0.8`, `"80%"`), or None for no budget.
+
+        Raises:
+            ConfigError: It is none of these.
+        """
+        if isinstance(value, cls):
+            return value
+        if value is None:
+            return cls(enforced=False)
+        if isinstance(value, str):
+            value = _number_in(value)
+        if value == "auto":
+            return cls()
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return cls(limit_bytes=value)
+        if isinstance(value, float) and 0.0 < value <= 1.0:
+            return cls(fraction=value)
+        raise _not_a_budget(value)
+
+
+def _number_in(text: str) -> str | int | float:
+    text = text.strip()
+    if text.lower() == "auto":
+        return "auto"
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        if text.startswith(("0.", "1.0")) and text.replace(".", "", 1).isdigit():
+            return float(text)  # a fraction: nobody means a part of a byte
+        return parse_bytes(text)
+    except ValueError as error:
+        raise _not_a_budget(text) from error
+
+
+def _not_a_budget(value: Any) -> ConfigError:
+    return ConfigError(
+        f"memory_budget: {value!r} is not a budget; expected {', '.join(_ALLOWED)}",
+        field="memory_budget",
+        value=value,
+        allowed=_ALLOWED,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Available:
+    """What may still be taken, and by which limit.
+
+    Attributes:
+        limits: Every limit that was found, the tightest first.
+    """
+
+    limits: tuple[Limit, ...]
+
+    @classmethod
+    def of(cls, limits: Iterable[Limit]) -> Available:
+        return cls(tuple(sorted(limits, key=lambda limit: limit.available_bytes)))
+
+    def less(self, promised_bytes: int) -> Available:
+        """What is left once other processes have taken the `promised_bytes` that they are about to take."""
+        if promised_bytes <= 0:
+            return self
+        return Available.of(
+            dataclasses.replace(limit, used_bytes=limit.used_bytes + promised_bytes) if limit.shared else limit
+            for limit in self.limits
+        )
+
+    @property
+    def tightest(self) -> Limit | None:
+        """The limit that leaves least; None if none was found."""
+        return self.limits[0] if self.limits else None
+
+    @property
+    def bytes(self) -> int | None:
+        """What the tightest limit leaves; None if there is no limit that could be found."""
+        return self.limits[0].available_bytes if self.limits else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"available_bytes": self.bytes, "limits": [limit.to_dict() for limit in self.limits]}
+
+
+def available(
+    budget: Budget | None = None, *, spent_bytes: int = 0, root: str = "/", groups: tuple[Cgroup, ...] | None = None
+) -> Available:
+    """How many bytes this process may still take. Takes 0.2 ms and more, by the depth of the control group.
+
+    Args:
+        budget: What the user said; None is the same as "auto".
+        spent_bytes: How much of the user's bytes has been taken since they were given.
+        root: The folder under which `/proc` and the control groups' mounts lie.
+        groups: What `memory_cgroups` found before.
+    """
+    budget = budget if budget is not None else Budget()
+    limits = [_part_of(limit, budget.fraction) for limit in (*cgroup_limits(root, groups), *_host_limits(root))]
+    limits.extend(rlimits())
+    if budget.limit_bytes is not None:
+        limits.append(Limit("memory_budget", "the memory_budget setting", budget.limit_bytes, max(0, spent_bytes)))
+    return Available.of(limits)
+
+
+def _part_of(limit: Limit, fraction: float) -> Limit:
+    if fraction == 1.0:
+        return limit
+    where = f"{fraction:.0%} of {limit.where}, as memory_budget says"
+    return dataclasses.replace(limit, limit_bytes=int(limit.limit_bytes * fraction), where=where)
+
+
+def _host_limits(root: str) -> Iterator[Limit]:
+    """What the host has left, and, where it does not overcommit, what it may still promise. Swap is not counted as memory."""
+    meminfo = read_file(os.path.join(root, "proc/meminfo"))
+    total, free = number_after(meminfo, b"MemTotal:"), number_after(meminfo, b"MemAvailable:")
+    if total is not None and free is not None:
+        yield Limit("host memory", "MemAvailable in /proc/meminfo", total * 1024, (total - free) * 1024, shared=True)
+    else:
+        import psutil
+
+        memory = psutil.virtual_memory()
+        yield Limit("host memory", "psutil.virtual_memory()", memory.total, memory.total - memory.available, shared=True)
+    if read_file(os.path.join(root, "proc/sys/vm/overcommit_memory")).strip() == b"2":
+        limit, promised = number_after(meminfo, b"CommitLimit:"), number_after(meminfo, b"Committed_AS:")
+        if limit is not None and promised is not None:
+            where = "vm.overcommit_memory=2, CommitLimit in /proc/meminfo"
+            yield Limit("commit limit", where, limit * 1024, promised * 1024, Counts.DATA, shared=True)

@@ -1,0 +1,191 @@
+"""Admits a load, by the first delivery that fits, or refuses it before anything big is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from mlup_stream.errors import MemoryBudgetExceeded
+from mlup_stream.memory.budget import Available
+from mlup_stream.memory.estimate import Certainty, Estimate
+from mlup_stream.memory.limit import Counts, Limit
+from mlup_stream.units import KIB, MIB, format_bytes
+
+__all__ = ["Choice", "Weighed", "admit", "overhead_bytes", "weigh"]
+
+_WORST_GROWTH = 10
+"""How many times its size a load was seen to take (a pickle of small objects): with that much room nobody needs a warning."""
+
+
+def overhead_bytes(estimate: Estimate) -> int:
+    """What the kernel and the allocator charge on top of a load's own pages.
+
+    Page tables, 8 bytes for each page of 4 KiB, mapped or private; the pages that each CPU charges ahead (64 of 4 KiB); and
+    2 MiB for what the interpreter takes meanwhile: the report, frames, the free ends of the allocator's arenas.
+    """
+    page_tables_bytes = (estimate.peak_anon_bytes + estimate.mapped_bytes) // 512
+    return page_tables_bytes + 64 * 4 * KIB * (os.cpu_count() or 1) + 2 * MIB
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighed:
+    """One delivery, held against every limit.
+
+    Attributes:
+        delivery: Its name.
+        estimate: What it will take; None if nobody could say.
+        limit: The limit that is the tight one for it: what it counts decides how much of it is needed.
+        needed_bytes: How much of that limit the load needs, overhead included.
+        available_bytes: What that limit leaves.
+    """
+
+    delivery: str
+    estimate: Estimate | None
+    limit: Limit | None
+    needed_bytes: int | None
+    available_bytes: int | None
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known of what it will take."""
+        return self.estimate is not None and self.estimate.certainty is not Certainty.UNKNOWN
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits, as far as its estimate goes."""
+        return self.needed_bytes is None or self.available_bytes is None or self.needed_bytes <= self.available_bytes
+
+    @property
+    def why(self) -> str:
+        """In a few words: what the figure follows from, and which limit it met."""
+        if self.estimate is None:
+            return "nothing is known of what it takes"
+        if self.limit is None or self.fits:
+            return f"{self.estimate.certainty.value}: {self.estimate.why}"
+        return f"needs {_size(self.needed_bytes)}, {_size(self.available_bytes)} is left of {self.limit}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "delivery": self.delivery,
+            "estimate": None if self.estimate is None else self.estimate.to_dict(),
+            "limit": None if self.limit is None else self.limit.to_dict(),
+            "needed_bytes": self.needed_bytes,
+            "available_bytes": self.available_bytes,
+            "fits": self.fits,
+            "why": self.why,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The delivery that a load was admitted with.
+
+    Attributes:
+        chosen: That delivery.
+        reason: Why it, if it was not the first that was asked for; empty otherwise.
+        warning: What to tell the user; empty if nothing is amiss.
+        considered: Every delivery, in the order of preference.
+    """
+
+    chosen: Weighed
+    reason: str
+    warning: str
+    considered: tuple[Weighed, ...]
+
+    @property
+    def delivery(self) -> str:
+        return self.chosen.delivery
+
+    @property
+    def estimate(self) -> Estimate | None:
+        return self.chosen.estimate
+
+
+def weigh(estimates: Mapping[str, Estimate | None], room: Available) -> tuple[Weighed, ...]:
+    """Each delivery against every limit: the rows of `mlup-stream plan`."""
+    return tuple(_weigh(delivery, estimate, room) for delivery, estimate in estimates.items())
+
+
+def _weigh(delivery: str, estimate: Estimate | None, room: Available) -> Weighed:
+    if estimate is None or not room.limits:
+        needed_bytes = None if estimate is None else estimate.peak_anon_bytes + overhead_bytes(estimate)
+        return Weighed(delivery, estimate, room.tightest, needed_bytes, room.bytes)
+    needs = {counts: estimate.needed_bytes(counts) + overhead_bytes(estimate) for counts in Counts}
+    limit = min(room.limits, key=lambda each: each.available_bytes - needs[each.counts])
+    return Weighed(delivery, estimate, limit, needs[limit.counts], limit.available_bytes)
+
+
+def admit(
+    estimates: Mapping[str, Estimate | None], room: Available, *, name: str = "the model", asked: str | None = None
+) -> Choice:
+    """The first delivery that fits.
+
+    Args:
+        estimates: Deliveries in the order of preference, each with what it will take; None if nobody could say.
+        room: What may be taken.
+        name: What is to be loaded, for messages.
+        asked: The one delivery that the user asked for; others are then only suggested.
+
+    Returns:
+        The first delivery if it fits or nothing is known of it; otherwise the first after it that is known to fit; otherwise the
+        first of which nothing is known, with a warning.
+
+    Raises:
+        MemoryBudgetExceeded: No delivery fits: `needed_bytes` and `available_bytes` of the one that needs least, and `limit`.
+    """
+    considered = weigh(estimates, room)
+    candidates = [each for each in considered if asked is None or each.delivery == asked]
+    if not candidates:
+        raise ValueError("nothing to choose from: give the estimate of at least one delivery, and of the one that was asked for")
+    first = candidates[0]
+    chosen = first if not first.known or first.fits else None
+    chosen = chosen or next((each for each in candidates if each.known and each.fits), None)
+    chosen = chosen or next((each for each in candidates if not each.known), None)
+    if chosen is None:
+        raise _refusal(candidates, considered, name)
+    reason = "" if chosen is first else f"{first.delivery} {first.why}"
+    return Choice(chosen, reason, _warning(chosen, name), considered)
+
+
+def _warning(chosen: Weighed, name: str) -> str:
+    if chosen.known or chosen.available_bytes is None:
+        return ""
+    if chosen.needed_bytes is not None and chosen.needed_bytes * _WORST_GROWTH <= chosen.available_bytes:
+        return ""
+    return (
+        f"{name}: what {chosen.delivery} will take is not known"
+        + (f" (by its size {_size(chosen.needed_bytes)})" if chosen.needed_bytes is not None else "")
+        + f", and {_size(chosen.available_bytes)} is left of {chosen.limit}; loading it all the same"
+    )
+
+
+def _refusal(candidates: list[Weighed], considered: tuple[Weighed, ...], name: str) -> MemoryBudgetExceeded:
+    def shortfall_bytes(each: Weighed) -> int:
+        return (each.needed_bytes or 0) - (each.available_bytes or 0)
+
+    closest = min(candidates, key=shortfall_bytes)
+    limit = closest.limit
+    assert limit is not None  # what does not fit, does not fit a limit
+    enough_bytes = limit.used_bytes + (closest.needed_bytes or 0)
+    would_fit = tuple(each.delivery for each in considered if each.known and each.fits)
+    if would_fit:
+        advice = f"it would fit by {' or '.join(would_fit)}: ask for that, or for auto"
+    else:
+        advice = f"it would fit with {limit.name} at {_size(enough_bytes)} or more"
+    return MemoryBudgetExceeded(
+        f"{name}: needs {_size(closest.needed_bytes)} of {limit.counts.value} by delivery {closest.delivery},"
+        f" {_size(closest.available_bytes)} is left of {limit}; {advice}",
+        needed_bytes=closest.needed_bytes,
+        available_bytes=closest.available_bytes,
+        limit=limit,
+        delivery=closest.delivery,
+        enough_bytes=enough_bytes,
+        would_fit=would_fit,
+        considered=considered,
+    )
+
+
+def _size(size_bytes: int | None) -> str:
+    return "an unknown amount" if size_bytes is None else format_bytes(size_bytes)
