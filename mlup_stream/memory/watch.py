@@ -1,0 +1,177 @@
+"""Watches one interval: measures it, holds it to the budget while it runs, and reports on it at the end."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+
+from mlup_stream.errors import MemoryBudgetExceeded
+from mlup_stream.memory.budget import Available
+from mlup_stream.memory.estimate import Certainty, Estimate
+from mlup_stream.memory.gate import overhead_bytes
+from mlup_stream.memory.meter import PeakMeter, Snapshot, snapshot
+from mlup_stream.memory.pressure import PressureMeter
+from mlup_stream.memory.reclaim import give_back
+from mlup_stream.memory.report import MemoryReport
+from mlup_stream.units import MIB, format_bytes
+
+__all__ = ["Watch", "is_out_of_memory"]
+
+# A check costs 0.5 ms. So many bytes of the file may pass between two that a load which grows by ten times what it reads, the
+# worst that was seen, cannot use up what was left at the first of them.
+_PASSED_PER_ROOM = 16
+_FEWEST_PASSED_BYTES = 1 * MIB
+_MOST_PASSED_BYTES = 64 * MIB
+_LAST_BYTES = 4 * MIB
+"""What a load of which nothing sure is known has to leave: the next window's growth must still fit."""
+
+# What libraries make of an allocation that failed: torch, onnxruntime, any C++, the C library's ENOMEM as text, thread creation.
+_OUT_OF_MEMORY = (
+    "bad_alloc",
+    "bad allocation",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to allocate",
+    "out of memory",
+    "can't start new thread",
+)
+
+
+class Watch:
+    """An interval under the governor's eyes.
+
+    Attributes:
+        name: What runs in it.
+        room: What was available at the start; None when no budget is in force.
+        report: What it came to; None before `settle`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        available: Callable[[], Available] | None,
+        estimate: Estimate | None,
+        pressure: PressureMeter,
+        on_settled: Callable[[MemoryReport], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.room: Available | None = None
+        self.report: MemoryReport | None = None
+        self._available = available
+        self._estimate = estimate
+        self._pressure = pressure
+        self._on_settled = on_settled
+        self._meter = PeakMeter()
+        self._next_check_bytes = 0
+        self._started = 0.0
+        self._seconds: float | None = None
+        self._grown_bytes = 0
+
+    def start(self) -> None:
+        self.room = self._available() if self._available is not None else None
+        self._next_check_bytes = self._step_bytes(self.room)
+        self._pressure.start()
+        self._started = time.perf_counter()
+        self._meter.start()
+
+    def window(self, passed_bytes: int) -> None:
+        """Called by a reader with the number of bytes of the file that have passed through it; mostly does nothing.
+
+        Raises:
+            MemoryBudgetExceeded: So little is left that the load would be killed if it went on.
+        """
+        if passed_bytes >= self._next_check_bytes and self._available is not None:
+            self.check(passed_bytes)
+
+    def check(self, passed_bytes: int = 0) -> None:
+        """Measures, and holds what was taken against the budget.
+
+        Raises:
+            MemoryBudgetExceeded: As `window`.
+        """
+        now = self._meter.sample()
+        if self._available is None:
+            return
+        room = self._available()
+        grown_bytes = _private_bytes(now) - _private_bytes(self._meter.baseline)
+        step_bytes, self._grown_bytes = grown_bytes - self._grown_bytes, grown_bytes
+        left_bytes = room.bytes
+        if left_bytes is not None and left_bytes <= self._reserve_bytes(grown_bytes, step_bytes):
+            limit = room.tightest
+            raise MemoryBudgetExceeded(
+                f"{self.name}: given up after {format_bytes(passed_bytes)} of the file had taken {format_bytes(grown_bytes)},"
+                f" {self._than_estimated()}; {format_bytes(left_bytes)} is left of {limit}; give it more memory",
+                needed_bytes=grown_bytes + step_bytes,
+                available_bytes=left_bytes,
+                limit=limit,
+                passed_bytes=passed_bytes,
+            )
+        self._next_check_bytes = passed_bytes + self._step_bytes(room)
+
+    def _reserve_bytes(self, grown_bytes: int, step_bytes: int) -> int:
+        """What must be left. Nothing, as long as a sure estimate holds: it was admitted to the last byte."""
+        estimate = self._estimate
+        sure = estimate is not None and estimate.certainty in (Certainty.EXACT, Certainty.CONSERVATIVE)
+        if sure and estimate is not None and grown_bytes <= estimate.peak_anon_bytes + overhead_bytes(estimate):
+            return 0
+        return max(_LAST_BYTES, step_bytes)
+
+    def _than_estimated(self) -> str:
+        if self._estimate is None:
+            return "of which nothing was known before"
+        return f"where {format_bytes(self._estimate.peak_anon_bytes)} was estimated ({self._estimate.certainty.value})"
+
+    @staticmethod
+    def _step_bytes(room: Available | None) -> int:
+        left_bytes = None if room is None else room.bytes
+        if left_bytes is None:
+            return _MOST_PASSED_BYTES
+        return min(max(left_bytes // _PASSED_PER_ROOM, _FEWEST_PASSED_BYTES), _MOST_PASSED_BYTES)
+
+    def stop(self) -> None:
+        """Ends the interval; what follows is no longer measured. Idempotent."""
+        if self._seconds is None:
+            self._meter.stop()
+            self._seconds = time.perf_counter() - self._started
+
+    def settle(self, *releases: Callable[[], tuple[str, ...]]) -> MemoryReport:
+        """Ends the interval, gives memory back, and reports.
+
+        Args:
+            releases: See `give_back`.
+        """
+        self.stop()
+        steps = give_back(*releases)
+        self.report = MemoryReport(
+            self._meter.baseline,
+            self._meter.peak,
+            snapshot(),
+            steps,
+            name=self.name,
+            seconds=self._seconds,
+            limit=None if self.room is None else self.room.tightest,
+            pressure=self._pressure.stop(),
+        )
+        if self._on_settled is not None:
+            self._on_settled(self.report)
+        return self.report
+
+
+def _private_bytes(now: Snapshot) -> int:
+    return (now.rss_bytes or 0) if now.anon_bytes is None else now.anon_bytes + (now.swap_bytes or 0)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether `error`, or what it was raised from, is an allocation that failed, in the words of whichever library."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        text = str(error)[:2000].lower()
+        if any(words in text for words in _OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
