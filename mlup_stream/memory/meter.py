@@ -145,6 +145,8 @@ class PeakMeter:
         with running.lock:
             mark_bytes = _high_water_bytes()
             for meter in running.meters:
+                if not meter._was_reset:
+                    continue  # the mark may be older than its interval
                 meter._folded_bytes = max(meter._folded_bytes, mark_bytes or 0)
             self._was_reset = proc.reset_high_water()
             self._mark_at_start_bytes = mark_bytes
@@ -171,6 +173,10 @@ class PeakMeter:
                 return self.peak
             mark_bytes = _high_water_bytes()
             running.meters.remove(self)
+            self._peak = self._peak_of(mark_bytes)
+        return self._peak
+
+    def _peak_of(self, mark_bytes: int | None) -> Peak:
         self.sample()
         growth_bytes = proc.anon_growth_limit_bytes()
         # A mark that could not be set back is the peak of this interval only if the interval raised it.
@@ -183,8 +189,7 @@ class PeakMeter:
             if growth_bytes is not None and self._anon_limit_bytes is not None:
                 limits.append(self._anon_limit_bytes + growth_bytes)
             anon_high_bytes = max(min(limits), self._anon_seen_bytes) if limits else None
-        self._peak = Peak(rss_bytes, exact, self._anon_seen_bytes, anon_high_bytes, _source(exact, self._was_reset))
-        return self._peak
+        return Peak(rss_bytes, exact, self._anon_seen_bytes, anon_high_bytes, _source(exact, self._was_reset))
 
     @property
     def baseline(self) -> Snapshot:

@@ -32,7 +32,7 @@ class ReclaimStep:
     held_by: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {"name": self.name, "returned_bytes": self.returned_bytes, "held_by": list(self.held_by)}
 
 
 def give_back(*releases: Callable[[], tuple[str, ...]]) -> tuple[ReclaimStep, ...]:
