@@ -11,6 +11,7 @@ import contextlib
 import io
 import mmap
 import os
+import sys
 import weakref
 from typing import BinaryIO
 
@@ -20,7 +21,11 @@ from mlup_stream.errors import ModelFileChanged
 
 __all__ = ["View"]
 
-_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0)
+# Named by the mmap module from Python 3.13 on. The value is that of asm-generic/mman-common.h; a few architectures have their own.
+_NO_RESERVE_MACHINES = ("x86_64", "i686", "aarch64", "armv7l", "riscv64", "s390x")
+_NO_RESERVE: int = getattr(
+    mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" and os.uname().machine in _NO_RESERVE_MACHINES else 0
+)
 
 
 class View:
