@@ -110,9 +110,9 @@ def _by_frames(read_at: ReadAt, size_bytes: int | None) -> Writer:
 def is_bare_pickle(head: bytes, tail: bytes, size_bytes: int) -> bool:
     """Whether this is a pickle of protocol 0 or 1, which begins with no mark: every opcode makes sense, on the stack too."""
     read = _read_opcodes(head, size_bytes)
-    if read.problem or not read.names:
+    if read.problem:
         return False
-    if read.names[-1] == "STOP" and read.end == size_bytes:
+    if read.names and read.names[-1] == "STOP" and read.end == size_bytes:
         return read.depth == 0
     # Text that happens to consist of opcodes neither remembers objects by number nor names classes.
     if len(read.names) >= _TELLING_OPCODES and _TELLING.intersection(read.names):
@@ -139,7 +139,7 @@ def _read_opcodes(head: bytes, size_bytes: int | None) -> _Opcodes:
     position = 0
     try:
         for opcode, argument, _ in pickletools.genops(file):
-            if not _moves(stack, opcode) or (opcode.name in _NAMING and not _DOTTED_NAMES.fullmatch(argument)):
+            if not _moves(stack, opcode) or (opcode.name in _NAMING and not _DOTTED_NAMES.fullmatch(str(argument))):
                 return _Opcodes(names, position, len(stack), True)
             names.append(opcode.name)
             position = file.tell()
