@@ -183,7 +183,11 @@ def test_text_that_resembles_a_format_is_not_recognised(text: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", [0, 1])
-@pytest.mark.parametrize("value", [None, 5, "a", 1.5, [], {"a": [1, (2, 3)]}, "long" * 500, Path("x"), [0] * 3000], ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(
+    "value",
+    [None, 5, "a", 1.5, [], {"a": [1, (2, 3)]}, "long" * 500, Path("x"), [0] * 3000],
+    ids=lambda value: str(value)[:20],
+)
 def test_pickles_without_a_mark_are_recognised(protocol: int, value: object) -> None:
     """Protocols 0 and 1 have no opcode that says so: they are recognised by walking."""
     assert detect(LoadedFile(pickle.dumps(value, protocol))) is Format.PICKLE
