@@ -16,7 +16,8 @@ Importing this package imports neither numpy nor any framework, configures no lo
 from mlup_stream import constants, errors
 from mlup_stream._version import __version__
 from mlup_stream.config import Config
+from mlup_stream.memory.governor import MemoryGovernor
 from mlup_stream.ml.model import MLupModel
 from mlup_stream.up import UP, load
 
-__all__ = ["UP", "Config", "MLupModel", "__version__", "constants", "errors", "load"]
+__all__ = ["UP", "Config", "MLupModel", "MemoryGovernor", "__version__", "constants", "errors", "load"]

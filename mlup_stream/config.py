@@ -24,6 +24,7 @@ from typing import Any
 from mlup_stream.constants import BinarizationType, Optimize, StorageType
 from mlup_stream.delivery.kinds import Mapping as MappingPolicy
 from mlup_stream.errors import ConfigError
+from mlup_stream.memory.budget import Budget
 from mlup_stream.ml.binarization.registry import AUTO, binarizer_class, storage_class
 
 __all__ = [
@@ -60,6 +61,11 @@ class Config:
             `BinarizationType`, its name or a short one such as `"onnx"`, a class, or an import path.
         binarization_kwargs: Options of the binarizer.
         optimize: `"memory"` or `"speed"`, where a format lets one choose.
+        memory_budget: What a load may take: `"auto"` (what the container, the process's limits and the host leave), bytes,
+            `"512MiB"`, a fraction (`0.8`), or None: refuse nothing.
+        memory_limit: `"soft"`, or `"hard"`: an allocation beyond the budget fails, in libraries too.
+        memory_ticket: Whether loads of several processes wait for their turn where they would not fit together.
+        memory_learned: Whether what a load took is remembered for the next estimate; None leaves it to MLUP_STREAM_LEARNED.
         mapping: `"auto"`, `"read-only"` or `"copy-on-write"`: what a program may do to payloads that stay in the mapped file.
 
     Raises:
@@ -75,6 +81,10 @@ class Config:
     binarization_kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
     optimize: str | Optimize = Optimize.MEMORY
     mapping: str | MappingPolicy = MappingPolicy.AUTO
+    memory_budget: str | int | float | None = "auto"
+    memory_limit: str = "soft"
+    memory_ticket: bool = False
+    memory_learned: bool | None = None
 
     def __new__(cls, *args: Any, **values: Any) -> Config:
         # Before the generated __init__, whose TypeError would suggest nothing.
@@ -112,6 +122,20 @@ def _choice(kind: type[Enum]) -> Callable[[str, Any], Enum]:
     return check
 
 
+def _one_of(*allowed: Any) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if not any(value is each or (isinstance(value, str) and value == each) for each in allowed):
+            raise _wrong(name, value, ", ".join(map(repr, allowed)))
+        return value
+
+    return check
+
+
+def _budget(name: str, value: Any) -> Any:
+    Budget.of(value)
+    return value
+
+
 def _storage(name: str, value: Any) -> Any:
     storage_class(value)
     return value
@@ -133,6 +157,10 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "binarization_kwargs": _keywords,
     "optimize": _choice(Optimize),
     "mapping": _choice(MappingPolicy),
+    "memory_budget": _budget,
+    "memory_limit": _one_of("soft", "hard"),
+    "memory_ticket": _one_of(True, False),
+    "memory_learned": _one_of(True, False, None),
 }
 
 

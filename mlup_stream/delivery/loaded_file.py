@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from mlup_stream.delivery.files import checked_stat, explain_os_error, folder_size_bytes
 from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
 from mlup_stream.delivery.placement import Placement
-from mlup_stream.delivery.reader import open_borrowed, open_buffer, open_stream
+from mlup_stream.delivery.reader import OnWindow, open_borrowed, open_buffer, open_stream
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import NotAModelFileError
 
@@ -30,6 +30,11 @@ class LoadedFile:
         delivery: How the binarizer takes the bytes; None leaves it to the binarizer.
         mapping: Whether mapped payloads are writable.
         optimize: What to prefer where a format lets one choose.
+
+    Attributes:
+        is_model: Whether `raw_data` is the model object itself.
+        placement: Where the payload went, once a binarizer has said so.
+        on_window: Called by the readers that `open` and `view` give; see `open_stream`.
     """
 
     def __init__(
@@ -46,7 +51,9 @@ class LoadedFile:
         self.delivery = delivery
         self.mapping = mapping
         self.optimize = optimize
+        self.is_model = False
         self.placement: Placement | None = None
+        self.on_window: OnWindow | None = None
         self._view: View | None = None
         self._released_view: View | None = None
 
@@ -142,7 +149,7 @@ class LoadedFile:
         if not self.has_content and self.path is not None and self.delivery is not Delivery.BYTES:
             checked_stat(self.path)
             try:
-                return open_stream(self.path, drop_behind=self._drops_behind)
+                return open_stream(self.path, drop_behind=self._drops_behind, on_window=self.on_window)
             except OSError as error:
                 raise explain_os_error(error, self.path) from error
         if hasattr(self._raw_data, "read") and _is_seekable_binary(self._raw_data):
@@ -158,7 +165,7 @@ class LoadedFile:
         if self._view is None:
             if not self.has_content and self.path is not None and self.delivery is not Delivery.BYTES:
                 checked_stat(self.path)
-                self._view = View(self.path)
+                self._view = View(self.path, on_window=self.on_window)
             else:
                 self._view = View(data=self.content())
         return self._view

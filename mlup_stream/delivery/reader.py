@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
 from mlup_stream.memory.residency import cached_fraction
 from mlup_stream.units import KIB, MIB
 
-__all__ = ["WINDOW_BYTES", "open_borrowed", "open_buffer", "open_stream"]
+__all__ = ["WINDOW_BYTES", "OnWindow", "open_borrowed", "open_buffer", "open_stream"]
 
 WINDOW_BYTES = 1 * MIB
 """Large enough that a system call per window costs nothing measurable, small enough not to matter in any budget."""
+
+OnWindow = Callable[[int], None]
 
 _DROP_STEP_BYTES = 8 * MIB
 _BUFFER_WINDOW_BYTES = 64 * KIB
@@ -30,8 +33,9 @@ class _PassingFile(io.FileIO):
     _drops = False
     _dropped_until = 0
 
-    def __init__(self, path: str, *, drop_behind: bool) -> None:
+    def __init__(self, path: str, *, drop_behind: bool, on_window: OnWindow | None) -> None:
         super().__init__(path, "rb")
+        self._on_window = on_window
         if drop_behind and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             cached = cached_fraction(self.fileno())
@@ -39,10 +43,11 @@ class _PassingFile(io.FileIO):
 
     def readinto(self, buffer) -> int | None:  # type: ignore[no-untyped-def]  # collections.abc.Buffer needs 3.12
         count = super().readinto(buffer)
-        if self._drops:
-            position = self.tell()
-            if position - self._dropped_until >= _DROP_STEP_BYTES:
-                self._drop(position)
+        position = self.tell()
+        if self._drops and position - self._dropped_until >= _DROP_STEP_BYTES:
+            self._drop(position)
+        if self._on_window is not None:
+            self._on_window(position)
         return count
 
     def close(self) -> None:
@@ -56,17 +61,24 @@ class _PassingFile(io.FileIO):
         self._dropped_until = until
 
 
-def open_stream(path: str | os.PathLike[str], *, drop_behind: bool = True, window_bytes: int = WINDOW_BYTES) -> BinaryIO:
+def open_stream(
+    path: str | os.PathLike[str],
+    *,
+    drop_behind: bool = True,
+    window_bytes: int = WINDOW_BYTES,
+    on_window: OnWindow | None = None,
+) -> BinaryIO:
     """A seekable binary file over `path` with a bounded window.
 
     Args:
         path: A regular file.
         drop_behind: Give back the page cache that this reader filled.
         window_bytes: The size of the window.
+        on_window: Called with the number of bytes that have passed, once per window; what it raises ends the reading.
 
     Peak memory: `window_bytes`, whatever the size of the file.
     """
-    raw = _PassingFile(os.fspath(path), drop_behind=drop_behind)
+    raw = _PassingFile(os.fspath(path), drop_behind=drop_behind, on_window=on_window)
     return cast(BinaryIO, io.BufferedReader(raw, window_bytes))
 
 

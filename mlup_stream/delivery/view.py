@@ -16,7 +16,7 @@ import weakref
 from typing import BinaryIO
 
 from mlup_stream.delivery.files import FileIdentity, explain_os_error
-from mlup_stream.delivery.reader import open_buffer, open_stream
+from mlup_stream.delivery.reader import OnWindow, open_buffer, open_stream
 from mlup_stream.errors import ModelFileChanged
 
 __all__ = ["View"]
@@ -34,6 +34,7 @@ class View:
     Args:
         path: The file to map; its identity is pinned now. Nothing is mapped before `buffer` or `writable` is first read.
         data: A buffer to view instead of a file.
+        on_window: Called by the readers that `open` gives; see `open_stream`.
 
     Attributes:
         path: The file, or None for a view of a buffer.
@@ -41,13 +42,20 @@ class View:
         size_bytes: The length of the view.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, data: bytes | bytearray | memoryview | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        data: bytes | bytearray | memoryview | None = None,
+        *,
+        on_window: OnWindow | None = None,
+    ) -> None:
         self.path = None if path is None else os.fspath(path)
         self.identity: FileIdentity | None = None
         self._file: io.FileIO | None = None
         self._maps: list[mmap.mmap] = []
         self._exported: list[weakref.ref[mmap.mmap]] = []
         self._buffers: dict[bool, memoryview] = {}
+        self._on_window = on_window
         if self.path is None:
             self._buffers[False] = memoryview(data if data is not None else b"").cast("B").toreadonly()
             self.size_bytes = len(self._buffers[False])
@@ -97,7 +105,7 @@ class View:
         if self._file is None:
             raise ValueError(f"{self.path}: the view was released; make a new one")
         # Not reopened by name: the name may lead to another file by now.
-        return open_stream(_same_file(self._file.fileno(), self.path))
+        return open_stream(_same_file(self._file.fileno(), self.path), on_window=self._on_window)
 
     def drop(self, start: int, stop: int) -> None:
         """Takes the pages that lie wholly within `start` to `stop` (exclusive) out of this process's RSS.

@@ -105,6 +105,12 @@ class Available:
             for limit in self.limits
         )
 
+    def more(self, freed_bytes: int) -> Available:
+        """What is left once this process has let go of `freed_bytes` that it is about to let go of."""
+        return Available.of(
+            dataclasses.replace(limit, used_bytes=max(0, limit.used_bytes - freed_bytes)) for limit in self.limits
+        )
+
     @property
     def tightest(self) -> Limit | None:
         """The limit that leaves least; None if none was found."""

@@ -164,6 +164,7 @@ class MemoryGovernor:
         path: str | os.PathLike[str] | None = None,
         format: str = "",
         variant: str = "",
+        freed_bytes: int = 0,
     ) -> Admission:
         """Admits a load by the first delivery that fits, waiting for its turn if tickets are in use.
 
@@ -175,6 +176,7 @@ class MemoryGovernor:
             path: The file, for what was learned of it.
             format: Its format, for the same.
             variant: Whatever else changes what the load takes.
+            freed_bytes: What this process will let go of before the load begins, if it is admitted: the model that it replaces.
 
         Raises:
             MemoryBudgetExceeded: No delivery fits.
@@ -183,7 +185,7 @@ class MemoryGovernor:
         known, keys = self._refined(estimates, size_bytes=size_bytes, path=path, format=format, variant=variant)
 
         def attempt(promised_bytes: int) -> tuple[Choice, int | None]:
-            room = self.available().less(promised_bytes) if self.budget.enforced else Available(())
+            room = self.available().less(promised_bytes).more(freed_bytes) if self.budget.enforced else Available(())
             choice = admit(known, room, name=name, asked=asked)
             return choice, choice.chosen.needed_bytes if choice.chosen.known else None
 

@@ -19,12 +19,12 @@ from typing import Any
 from mlup_stream.config import Config
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import AmbiguousModelError, ConfigError, MLupError, ModelLoadError, ModelNotFoundError, PredictError
-from mlup_stream.memory.meter import PeakMeter, snapshot
+from mlup_stream.memory.governor import MemoryGovernor
 from mlup_stream.memory.reclaim import ReclaimStep, give_back
 from mlup_stream.memory.report import MemoryReport
 from mlup_stream.ml.binarization.registry import storage_class
 from mlup_stream.ml.failure import nothing_left_behind
-from mlup_stream.ml.plan import LoadPlan, plan_load
+from mlup_stream.ml.plan import LoadPlan, choose_binarizer, plan_load
 from mlup_stream.ml.report import LoadReport
 
 __all__ = ["MLupModel"]
@@ -93,22 +93,16 @@ class MLupModel:
             started = time.perf_counter()
             self.conf.validate()
             with nothing_left_behind() as releases:
-                loaded, gives_models = self._find()
+                loaded = self._find()
                 releases.append(loaded.release)
                 size_bytes = loaded.size_bytes
-                plan = plan_load(loaded, self.conf, gives_models=gives_models)
-                plan.prepare()
-                self._let_go()
-                model, memory, build_seconds = _build(plan, loaded)
+                binarizer = choose_binarizer(loaded, self.conf)
+                with self._governor() as governor:
+                    plan = plan_load(loaded, binarizer, self.conf, governor, freed_bytes=self._kept_bytes())
+                    self._let_go()
+                    model, memory = _build(plan, loaded, governor)
             self._hold(model, loaded)
-            self.report = LoadReport.of(
-                loaded,
-                plan,
-                memory,
-                size_bytes=size_bytes,
-                seconds=time.perf_counter() - started,
-                build_seconds=build_seconds,
-            )
+            self.report = LoadReport.of(loaded, plan, memory, size_bytes=size_bytes, seconds=time.perf_counter() - started)
             logger.info("%s", self.report)
             return self
 
@@ -183,8 +177,21 @@ class MLupModel:
             holders = (f"a reference to the {type(alive()).__name__} outside", *holders)
         return (*steps, ReclaimStep("model let go", 0, holders))
 
-    def _find(self) -> tuple[LoadedFile, bool]:
-        """The one model that the storage has, its bytes where they were; and whether it is a model object already."""
+    def _governor(self) -> MemoryGovernor:
+        conf = self.conf
+        return MemoryGovernor(
+            conf.memory_budget, limit=conf.memory_limit, ticket=conf.memory_ticket, learned=conf.memory_learned
+        )
+
+    def _kept_bytes(self) -> int:
+        """The private memory of the model that is loaded now, as its load measured it."""
+        if not self.loaded or self.report is None:
+            return 0
+        memory = self.report.memory
+        return max(0, (memory.settled.anon_bytes or 0) - (memory.baseline.anon_bytes or 0))
+
+    def _find(self) -> LoadedFile:
+        """The one model that the storage has, its bytes where they were."""
         storage_type = storage_class(self.conf.storage_type)
         gives_models = bool(getattr(storage_type, "gives_models", False))
         arguments = dict(self.conf.storage_kwargs)
@@ -209,20 +216,21 @@ class MLupModel:
                 " set file_mask to the name of one",
                 candidates=candidates,
             )
-        return LoadedFile.of(found[0]), gives_models
+        loaded = LoadedFile.of(found[0])
+        loaded.is_model = gives_models
+        return loaded
 
 
-def _build(plan: LoadPlan, loaded: LoadedFile) -> tuple[Any, MemoryReport, float]:
-    """The model, what building it took, and for how many seconds; the raw data is released by then."""
-    baseline = snapshot()
-    started = time.perf_counter()
-    with PeakMeter() as meter:
+def _build(plan: LoadPlan, loaded: LoadedFile, governor: MemoryGovernor) -> tuple[Any, MemoryReport]:
+    """The model, and what building it took; the raw data is released by then.
+
+    A function of its own, so that a model that fails the last check dies with its frame.
+    """
+    with governor.watching(plan.admission) as watch:
+        loaded.on_window = watch.window
         model = plan.build(loaded)
         loaded.check()
-    build_seconds = time.perf_counter() - started
-    steps = give_back(loaded.release)
-    assert meter.peak is not None  # the meter was stopped
-    return model, MemoryReport(baseline, meter.peak, snapshot(), steps), build_seconds
+        return model, watch.settle(loaded.release)
 
 
 def _weak_reference(model: Any) -> Callable[[], Any]:

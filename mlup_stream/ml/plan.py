@@ -1,6 +1,6 @@
-"""The plan of a load: which binarizer builds the model, how the bytes travel to it, and why so.
+"""The plan of a load: which binarizer builds the model, how the bytes travel to it, what that will take, and why so.
 
-Made from what the storage handed over and from a few hundred bytes of the file; nothing is built and no framework imported.
+Made from what the storage handed over, a few hundred bytes of the file and its headers. Nothing is built.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from mlup_stream.config import Config
 from mlup_stream.constants import BinarizationType, Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import ConfigError
+from mlup_stream.memory.estimate import Certainty, Estimate
+from mlup_stream.memory.governor import Admission, MemoryGovernor
 from mlup_stream.ml.binarization.registry import AUTO, binarization_type_of, binarizer_class
 
-__all__ = ["LoadPlan", "plan_load"]
+__all__ = ["LoadPlan", "choose_binarizer", "estimates_of", "format_name", "plan_load"]
 
 logger = logging.getLogger("mlup_stream")
 
 _ACCEPTED_BY_OTHERS = (Delivery.PATH, Delivery.BYTES)
 """What a binarizer accepts that does not say: both have been there since the first `mlup`."""
+
+_NOTHING_TO_TAKE = Estimate.private(0, certainty=Certainty.EXACT, why="the model is in memory already")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class LoadPlan:
         format: The name of its format, or the name of the class when another author's binarizer reads it.
         delivery: How the bytes travel; never `auto`.
         reason: Why this delivery.
+        admission: The governor's word that it fits, with the estimate.
         options: The binarizer's options.
     """
 
@@ -39,27 +44,24 @@ class LoadPlan:
     format: str
     delivery: Delivery
     reason: str
+    admission: Admission
     options: dict[str, Any]
-
-    def prepare(self) -> None:
-        """Imports the framework, so that it is neither measured as part of the model nor missed half-way."""
-        prepare = getattr(self.binarizer, "prepare", None)
-        if prepare is not None:
-            prepare()
 
     def build(self, loaded: LoadedFile) -> Any:
         """The model object."""
         return self.binarizer.deserialize(loaded, **self.options)
 
 
-def plan_load(loaded: LoadedFile, conf: Config, *, gives_models: bool = False) -> LoadPlan:
-    """The plan for `loaded`; what detection found is written to `conf.binarization_type`.
+def choose_binarizer(loaded: LoadedFile, conf: Config) -> type[Any]:
+    """The binarizer for `loaded`, its library imported; what detection found is written to `conf.binarization_type`.
+
+    The import comes before anything is measured: a framework's memory is not the model's.
 
     Raises:
         FormatNotRecognizedError, AmbiguousFormatError: `binarization_type="auto"` and the content does not tell.
-        ConfigError: The binarizer does not accept the delivery that was asked for.
+        MissingDependencyError: The format's library is not installed.
     """
-    if gives_models:
+    if loaded.is_model:
         conf.binarization_type = BinarizationType.MEMORY
     elif conf.binarization_type == AUTO:
         # Not imported before it is needed: who names the binarizer has no use for detection.
@@ -68,18 +70,71 @@ def plan_load(loaded: LoadedFile, conf: Config, *, gives_models: bool = False) -
         conf.binarization_type = binarization_type_of(detect(loaded))
         logger.debug("%s: recognised as %s", loaded.name, conf.binarization_type.name)
     binarizer = binarizer_class(conf.binarization_type)
+    prepare = getattr(binarizer, "prepare", None)
+    if prepare is not None:
+        prepare()
+    return binarizer
+
+
+def plan_load(
+    loaded: LoadedFile, binarizer: type[Any], conf: Config, governor: MemoryGovernor, *, freed_bytes: int = 0
+) -> LoadPlan:
+    """The plan for `loaded`: the first delivery that the binarizer accepts and that fits into the budget.
+
+    Args:
+        loaded: What the storage gave; its `delivery`, `mapping` and `optimize` are filled in.
+        binarizer: What `choose_binarizer` found.
+        conf: The settings.
+        governor: Admits or refuses.
+        freed_bytes: What will be let go of before the load begins: the model that it replaces.
+
+    Raises:
+        ConfigError: The binarizer does not accept the delivery that was asked for.
+        MemoryBudgetExceeded: No delivery fits; nothing big has been allocated.
+    """
+    asked, candidates, reason = _candidates(loaded, binarizer)
     loaded.mapping = conf.mapping  # type: ignore[assignment]  # validated: an enum member by now
     loaded.optimize = conf.optimize  # type: ignore[assignment]
-    loaded.delivery, reason = _choose_delivery(loaded, binarizer)
-    format_name = getattr(getattr(binarizer, "format", None), "value", binarizer.__name__)
-    return LoadPlan(binarizer, format_name, loaded.delivery, reason, conf.binarization_kwargs)
+    admission = governor.plan(
+        estimates_of(loaded, binarizer, candidates),
+        name=loaded.name,
+        asked=None if asked is None else asked.value,
+        size_bytes=loaded.size_bytes,
+        path=None if loaded.has_content else loaded.path,
+        format=format_name(binarizer),
+        variant=f"{loaded.optimize.value} {loaded.mapping.value}",
+        freed_bytes=freed_bytes,
+    )
+    loaded.delivery = Delivery(admission.delivery)
+    return LoadPlan(
+        binarizer,
+        format_name(binarizer),
+        loaded.delivery,
+        admission.reason or reason,
+        admission,
+        conf.binarization_kwargs,
+    )
 
 
-def _choose_delivery(loaded: LoadedFile, binarizer: type[Any]) -> tuple[Delivery, str]:
+def estimates_of(loaded: LoadedFile, binarizer: type[Any], deliveries: tuple[Delivery, ...]) -> dict[str, Estimate | None]:
+    """What each delivery will take, in their order; None where the binarizer cannot say."""
+    if loaded.is_model:
+        return {Delivery.BYTES.value: _NOTHING_TO_TAKE}
+    estimate = getattr(binarizer, "estimate", None)
+    return {each.value: None if estimate is None else estimate(loaded, each) for each in deliveries}
+
+
+def format_name(binarizer: type[Any]) -> str:
+    """The name of the binarizer's format for reports, or its own where it has none."""
+    return str(getattr(getattr(binarizer, "format", None), "value", binarizer.__name__))
+
+
+def _candidates(loaded: LoadedFile, binarizer: type[Any]) -> tuple[Delivery | None, tuple[Delivery, ...], str]:
+    """The delivery that was asked for, those to choose from, best first, and why the first of them is."""
     accepted = tuple(getattr(binarizer, "deliveries", _ACCEPTED_BY_OTHERS))
     asked = loaded.delivery
     if loaded.has_content or loaded.path is None:
-        return Delivery.BYTES, "the storage gave the content itself"
+        return None, (Delivery.BYTES,), "the storage gave the content itself"
     if asked is not None and asked is not Delivery.AUTO:
         if asked not in accepted:
             allowed = ", ".join(["auto", *(kind.value for kind in accepted)])
@@ -89,7 +144,8 @@ def _choose_delivery(loaded: LoadedFile, binarizer: type[Any]) -> tuple[Delivery
                 value=asked.value,
                 allowed=accepted,
             )
-        return asked, "asked for"
+        return asked, accepted, "asked for"
     if loaded.is_folder:
-        return Delivery.PATH, "the model is a folder"
-    return accepted[0], f"the first that {binarizer.__name__} prefers ({', '.join(kind.value for kind in accepted)})"
+        return None, (Delivery.PATH,), "the model is a folder"
+    order = ", ".join(kind.value for kind in accepted)
+    return None, accepted, f"the first that {binarizer.__name__} prefers ({order})"

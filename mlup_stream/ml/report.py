@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlup_stream.memory.estimate import Estimate
 from mlup_stream.memory.report import MemoryReport
 from mlup_stream.units import format_bytes
 
@@ -29,6 +30,7 @@ class LoadReport:
         size_bytes: The size of the file, of the folder's files together, or of the content.
         seconds: The whole load, imports of the framework included.
         build_seconds: The binarizer alone.
+        estimate: What the load was expected to take, and how surely; None where nothing could be said.
         memory: RSS, anon and file memory before, at the peak and after, and what each step of the reclaim returned.
         placement: How many payload bytes stayed in the mapped file and how many were copied; None where that is not known.
     """
@@ -41,12 +43,13 @@ class LoadReport:
     size_bytes: int
     seconds: float
     build_seconds: float
+    estimate: Estimate | None
     memory: MemoryReport
     placement: Placement | None = None
 
     @classmethod
     def of(
-        cls, loaded: LoadedFile, plan: LoadPlan, memory: MemoryReport, *, size_bytes: int, seconds: float, build_seconds: float
+        cls, loaded: LoadedFile, plan: LoadPlan, memory: MemoryReport, *, size_bytes: int, seconds: float
     ) -> LoadReport:
         return cls(
             file=loaded.name,
@@ -56,7 +59,8 @@ class LoadReport:
             delivery_reason=plan.reason,
             size_bytes=size_bytes,
             seconds=seconds,
-            build_seconds=build_seconds,
+            build_seconds=memory.seconds or 0.0,
+            estimate=plan.admission.estimate,
             memory=memory,
             placement=loaded.placement,
         )
@@ -65,6 +69,7 @@ class LoadReport:
         """The report as JSON values; sizes in bytes, times in seconds, None for what could not be known."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values["memory"] = self.memory.to_dict()
+        values["estimate"] = None if self.estimate is None else self.estimate.to_dict()
         values["placement"] = None if self.placement is None else self.placement.to_dict()
         return values
 

@@ -16,9 +16,11 @@ from typing import Any, BinaryIO, ClassVar
 
 from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.reader import open_buffer, open_stream
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ConfigError, CorruptModelError, MLupError, ModelBinarizationError
 from mlup_stream.formats.kinds import Format
+from mlup_stream.memory.estimate import Estimate
 
 __all__ = ["BaseBinarizer", "FormatBinarizer"]
 
@@ -38,6 +40,11 @@ class BaseBinarizer(metaclass=abc.ABCMeta):
     def is_this_type(cls, loaded_file: LoadedFile) -> float:
         """How surely `loaded_file` is of this binarizer's format: 0.0 not at all, 1.0 without doubt. Imports no framework."""
         return 0.0
+
+    @classmethod
+    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+        """What building the model by `delivery` will take, from headers alone; None if that cannot be said."""
+        return None
 
     @classmethod
     def prepare(cls) -> None:
@@ -108,7 +115,7 @@ class FormatBinarizer(BaseBinarizer):
     @classmethod
     def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
         """The model in the file at `path`, as the format's own library opens it."""
-        with open(path, "rb") as file:
+        with open_stream(path, drop_behind=False, on_window=loaded.on_window) as file:
             return cls.from_file(file, loaded, **options)
 
     @classmethod
@@ -125,8 +132,6 @@ class FormatBinarizer(BaseBinarizer):
     @classmethod
     def from_buffer(cls, buffer: bytes | bytearray | memoryview, loaded: LoadedFile, **options: Any) -> Any:
         """The model in a buffer."""
-        from mlup_stream.delivery.reader import open_buffer
-
         with open_buffer(buffer) as file:
             return cls.from_file(file, loaded, **options)
 
