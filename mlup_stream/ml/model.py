@@ -19,12 +19,13 @@ from typing import Any
 from mlup_stream.config import Config
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import AmbiguousModelError, ConfigError, MLupError, ModelLoadError, ModelNotFoundError, PredictError
+from mlup_stream.memory.gate import Weighed
 from mlup_stream.memory.governor import MemoryGovernor
 from mlup_stream.memory.reclaim import ReclaimStep, give_back
 from mlup_stream.memory.report import MemoryReport
 from mlup_stream.ml.binarization.registry import storage_class
 from mlup_stream.ml.failure import nothing_left_behind
-from mlup_stream.ml.plan import LoadPlan, choose_binarizer, plan_load
+from mlup_stream.ml.plan import LoadPlan, choose_binarizer, plan_load, weigh_load
 from mlup_stream.ml.report import LoadReport
 
 __all__ = ["MLupModel"]
@@ -105,6 +106,19 @@ class MLupModel:
             self.report = LoadReport.of(loaded, plan, memory, size_bytes=size_bytes, seconds=time.perf_counter() - started)
             logger.info("%s", self.report)
             return self
+
+    def weigh(self, governor: MemoryGovernor) -> tuple[Weighed, ...]:
+        """What each delivery of the configured model would take, against the governor's budget; loads nothing.
+
+        Raises:
+            ModelLoadError: As `load`, but for the budget.
+        """
+        with self._lock, nothing_left_behind() as releases:
+            loaded = self._find()
+            releases.append(loaded.release)
+            rows = weigh_load(loaded, choose_binarizer(loaded, self.conf), self.conf, governor)
+            loaded.release()
+            return rows
 
     def load_model_settings(self) -> None:
         """Looks up the model's `conf.predict_method_name`; `load` does it, and so must who changes the name later.

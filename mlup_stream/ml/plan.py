@@ -14,10 +14,11 @@ from mlup_stream.constants import BinarizationType, Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import ConfigError
 from mlup_stream.memory.estimate import Certainty, Estimate
+from mlup_stream.memory.gate import Weighed
 from mlup_stream.memory.governor import Admission, MemoryGovernor
 from mlup_stream.ml.binarization.registry import AUTO, binarization_type_of, binarizer_class
 
-__all__ = ["LoadPlan", "choose_binarizer", "estimates_of", "format_name", "plan_load"]
+__all__ = ["LoadPlan", "choose_binarizer", "plan_load", "weigh_load"]
 
 logger = logging.getLogger("mlup_stream")
 
@@ -93,22 +94,13 @@ def plan_load(
         MemoryBudgetExceeded: No delivery fits; nothing big has been allocated.
     """
     asked, candidates, reason = _candidates(loaded, binarizer)
-    loaded.mapping = conf.mapping  # type: ignore[assignment]  # validated: an enum member by now
-    loaded.optimize = conf.optimize  # type: ignore[assignment]
-    admission = governor.plan(
-        estimates_of(loaded, binarizer, candidates),
-        name=loaded.name,
-        asked=None if asked is None else asked.value,
-        size_bytes=loaded.size_bytes,
-        path=None if loaded.has_content else loaded.path,
-        format=format_name(binarizer),
-        variant=f"{loaded.optimize.value} {loaded.mapping.value}",
-        freed_bytes=freed_bytes,
-    )
+    estimates, load = _weighable(loaded, binarizer, conf, candidates)
+    asked_name = None if asked is None else asked.value
+    admission = governor.plan(estimates, name=loaded.name, asked=asked_name, freed_bytes=freed_bytes, **load)
     loaded.delivery = Delivery(admission.delivery)
     return LoadPlan(
         binarizer,
-        format_name(binarizer),
+        load["format"],
         loaded.delivery,
         admission.reason or reason,
         admission,
@@ -116,15 +108,33 @@ def plan_load(
     )
 
 
-def estimates_of(loaded: LoadedFile, binarizer: type[Any], deliveries: tuple[Delivery, ...]) -> dict[str, Estimate | None]:
-    """What each delivery will take, in their order; None where the binarizer cannot say."""
-    if loaded.is_model:
-        return {Delivery.BYTES.value: _NOTHING_TO_TAKE}
+def weigh_load(loaded: LoadedFile, binarizer: type[Any], conf: Config, governor: MemoryGovernor) -> tuple[Weighed, ...]:
+    """Each delivery that the binarizer accepts, against the governor's budget: the rows of `mlup-stream plan`."""
+    _, candidates, _ = _candidates(loaded, binarizer)
+    estimates, load = _weighable(loaded, binarizer, conf, candidates)
+    return governor.weigh(estimates, **load)
+
+
+def _weighable(
+    loaded: LoadedFile, binarizer: type[Any], conf: Config, deliveries: tuple[Delivery, ...]
+) -> tuple[dict[str, Estimate | None], dict[str, Any]]:
+    """What each delivery will take, in their order, None where the binarizer cannot say; and what the governor learns it by."""
+    loaded.mapping = conf.mapping  # type: ignore[assignment]  # validated: an enum member by now
+    loaded.optimize = conf.optimize  # type: ignore[assignment]
     estimate = getattr(binarizer, "estimate", None)
-    return {each.value: None if estimate is None else estimate(loaded, each) for each in deliveries}
+    estimates: dict[str, Estimate | None] = {each.value: estimate and estimate(loaded, each) for each in deliveries}
+    if loaded.is_model:
+        estimates = {Delivery.BYTES.value: _NOTHING_TO_TAKE}
+    load = {
+        "size_bytes": loaded.size_bytes,
+        "path": None if loaded.has_content else loaded.path,
+        "format": _format_name(binarizer),
+        "variant": f"{loaded.optimize.value} {loaded.mapping.value}",
+    }
+    return estimates, load
 
 
-def format_name(binarizer: type[Any]) -> str:
+def _format_name(binarizer: type[Any]) -> str:
     """The name of the binarizer's format for reports, or its own where it has none."""
     return str(getattr(getattr(binarizer, "format", None), "value", binarizer.__name__))
 
