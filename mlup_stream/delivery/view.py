@@ -21,7 +21,7 @@ from mlup_stream.errors import ModelFileChanged
 
 __all__ = ["View"]
 
-# Named by the mmap module from Python 3.13 on. The value is that of asm-generic/mman-common.h; a few architectures have their own.
+# Named by the mmap module from Python 3.13 on. The value is asm-generic/mman-common.h's; a few architectures have their own.
 _NO_RESERVE_MACHINES = ("x86_64", "i686", "aarch64", "armv7l", "riscv64", "s390x")
 _NO_RESERVE: int = getattr(
     mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" and os.uname().machine in _NO_RESERVE_MACHINES else 0
@@ -107,17 +107,17 @@ class View:
         # Not reopened by name: the name may lead to another file by now.
         return open_stream(_same_file(self._file.fileno(), self.path), on_window=self._on_window)
 
-    def drop(self, start: int, stop: int) -> None:
+    def drop(self, start: int, stop: int, *, writable: bool = False) -> None:
         """Takes the pages that lie wholly within `start` to `stop` (exclusive) out of this process's RSS.
 
-        They stay in the page cache, and come back when touched. Only ever done to the read-only map: on the other one it would
-        undo the caller's writes.
+        They stay in the page cache, and come back when touched. On the copy-on-write map this undoes what was written there:
+        only for a range that nothing refers to any more.
         """
-        if False not in self._buffers or not self._maps or not hasattr(mmap, "MADV_DONTNEED"):
+        if writable not in self._buffers or not self._maps or not hasattr(mmap, "MADV_DONTNEED"):
             return
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         last = stop if stop >= self.size_bytes else stop // mmap.PAGESIZE * mmap.PAGESIZE
-        mapped = self._buffers[False].obj
+        mapped = self._buffers[writable].obj
         if last > first and isinstance(mapped, mmap.mmap):
             mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
