@@ -54,6 +54,11 @@ class BaseBinarizer(metaclass=abc.ABCMeta):
             MissingDependencyError: It is not installed.
         """
 
+    @classmethod
+    def prepare_for(cls, options: dict[str, Any]) -> None:
+        """The same for a load with these `binarization_kwargs`, which may ask for more than the default."""
+        cls.prepare()
+
 
 class FormatBinarizer(BaseBinarizer):
     """A binarizer of one format. Subclasses set `format` and implement `from_file`, `from_path`, or both.
@@ -88,7 +93,7 @@ class FormatBinarizer(BaseBinarizer):
         """
         loaded = LoadedFile.of(data)
         cls._check_options(options)
-        cls.prepare()
+        cls.prepare_for(options)
         with cls.explained(loaded):
             return cls._take(loaded, options)
 

@@ -1,0 +1,172 @@
+"""The tensors of a safetensors file and where their bytes lie, from its header alone; and the shards that an index lists.
+
+Source: the format's description in the README of huggingface/safetensors, and its `tensor.rs` for what is checked: 8 bytes of
+header length (little-endian), a JSON object of that length, then the data. The object maps each name to a `dtype`, a `shape` and
+`data_offsets`, counted from the end of the header; `__metadata__` maps text to text. A header is at most 100 MB; every byte of
+the data belongs to exactly one tensor; keys are not repeated. The index of a sharded model is JSON whose `weight_map` maps each
+name to a file beside it.
+
+Hardened: the header's length is checked against the file before it is read, and everything in it before it is used. Peak memory:
+the header and, while it is parsed, about ten times its size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from mlup_stream.formats.source import Source
+
+__all__ = ["BITS_OF", "INDEX_SUFFIX", "MAX_HEADER_BYTES", "Header", "Tensor", "read_header", "read_index"]
+
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+INDEX_SUFFIX = ".safetensors.index.json"
+
+BITS_OF = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+"""The bits of one item of each type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor as the header describes it: `start` and `stop` (exclusive) count from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file holds, the tensors in the order of their bytes."""
+
+    tensors: tuple[Tensor, ...]
+    metadata: dict[str, str]
+    header_bytes: int
+
+    @property
+    def payload_bytes(self) -> int:
+        return sum(tensor.size_bytes for tensor in self.tensors)
+
+
+def read_header(given: Any, name: str | None = None) -> Header:
+    """The tensors in a file, in the order of their bytes.
+
+    Args:
+        given: A view, a path, a buffer or a seekable binary file.
+        name: What to call it in a message.
+
+    Raises:
+        CorruptModelError: It is not what the format says, or is truncated.
+        OSError: The path cannot be opened.
+    """
+    with Source(given, name) as source:
+        length = int.from_bytes(source.read(0, 8, "length of the safetensors header"), "little")
+        if length > MAX_HEADER_BYTES:
+            raise source.corrupt(f"a safetensors header of at most {MAX_HEADER_BYTES} bytes", f"one of {length}")
+        header = _parsed(source, source.read(8, length, "safetensors header"))
+        metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise source.corrupt("text in __metadata__", repr(metadata)[:80])
+        data_start = 8 + length
+        tensors = sorted(
+            (_tensor(source, each, value, data_start) for each, value in header.items()), key=lambda each: (each.start, each.stop)
+        )
+        end = data_start
+        for tensor in tensors:
+            if tensor.start != end:
+                raise source.corrupt(f"tensor {tensor.name!r} to begin where the one before ends, at {end}", f"{tensor.start}")
+            end = tensor.stop
+        if end != source.size_bytes:
+            raise source.corrupt(f"tensors up to the end of the file at {source.size_bytes}", f"an end at {end}")
+        return Header(tuple(tensors), metadata, data_start)
+
+
+def read_index(given: Any, name: str | None = None) -> dict[str, tuple[str, ...]]:
+    """The files of a sharded model, each with the names of the tensors that it is to have.
+
+    Raises:
+        CorruptModelError: It is no index, or names a file outside its folder.
+        OSError: The path cannot be opened.
+    """
+    with Source(given, name) as source:
+        if source.size_bytes > MAX_HEADER_BYTES:
+            raise source.corrupt(f"an index of at most {MAX_HEADER_BYTES} bytes", f"{source.size_bytes}")
+        weight_map = _parsed(source, source.read(0, source.size_bytes, "index")).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise source.corrupt("an index with a weight_map", f"{type(weight_map).__name__} there")
+        files: dict[str, list[str]] = {}
+        for tensor_name, file_name in weight_map.items():
+            if not _is_beside(file_name):
+                raise source.corrupt("the name of a file beside the index", repr(file_name)[:80])
+            files.setdefault(file_name, []).append(tensor_name)
+        return {file_name: tuple(names) for file_name, names in files.items()}
+
+
+def _is_beside(file_name: Any) -> bool:
+    """Whether it names a file in the same folder: an index comes from somebody else, and may name nothing further away."""
+    return (
+        isinstance(file_name, str)
+        and os.path.basename(file_name) == file_name
+        and file_name not in ("", ".", "..")
+        and "\0" not in file_name
+        and "\\" not in file_name
+    )
+
+
+def _parsed(source: Source, data: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(data.decode(), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise source.corrupt("JSON in UTF-8", str(error).splitlines()[0][:120]) from None  # it would hold the document
+    if not isinstance(parsed, dict):
+        raise source.corrupt("a JSON object", type(parsed).__name__)
+    return parsed
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key twice")
+    return found
+
+
+def _tensor(source: Source, name: str, value: Any, data_start: int) -> Tensor:
+    fields = value if isinstance(value, dict) else {}
+    dtype, shape, offsets = fields.get("dtype"), _sizes(fields.get("shape")), _sizes(fields.get("data_offsets"))
+    if shape is None or offsets is None or len(offsets) != 2 or not isinstance(dtype, str):
+        raise source.corrupt(f"dtype, shape and data_offsets of tensor {name!r}", repr(value)[:120])
+    if dtype not in BITS_OF:
+        raise source.corrupt(f"a known dtype of tensor {name!r} ({', '.join(BITS_OF)})", repr(dtype)[:80])
+    begin, end = offsets
+    claimed_bits = BITS_OF[dtype]
+    for length in (0,) if 0 in shape else shape:
+        claimed_bits *= length
+        if claimed_bits > 8 * source.size_bytes:
+            break  # a million dimensions would make this number longer with each
+    if begin > end or claimed_bits != 8 * (end - begin):
+        raise source.corrupt(f"tensor {name!r} to be as long as its shape {shape[:8]} of {dtype} says", f"{offsets}")
+    if data_start + end > source.size_bytes:
+        raise source.corrupt(f"tensor {name!r} up to {data_start + end}", f"a file of {source.size_bytes} bytes")
+    return Tensor(name, dtype, tuple(shape), data_start + begin, data_start + end)
+
+
+def _sizes(value: Any) -> list[int] | None:
+    return value if isinstance(value, list) and all(type(each) is int and each >= 0 for each in value) else None
