@@ -12,6 +12,7 @@ from typing import Any
 from mlup_stream.config import Config
 from mlup_stream.constants import BinarizationType, Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.map_trouble import map_trouble
 from mlup_stream.errors import ConfigError
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.memory.gate import Weighed
@@ -157,5 +158,8 @@ def _candidates(loaded: LoadedFile, binarizer: type[Any]) -> tuple[Delivery | No
         return asked, accepted, "asked for"
     if loaded.is_folder:
         return None, (Delivery.PATH,), "the model is a folder"
+    trouble = map_trouble(loaded.path) if accepted[0] is Delivery.VIEW else None
+    if trouble is not None:
+        accepted = (*accepted[1:], Delivery.VIEW)
     order = ", ".join(kind.value for kind in accepted)
-    return None, accepted, f"the first that {binarizer.__name__} prefers ({order})"
+    return None, accepted, trouble or f"the first that {binarizer.__name__} prefers ({order})"

@@ -1,0 +1,86 @@
+"""Where a memory map is a bad idea: what `auto` asks before it prefers a view.
+
+A map of a file on a network or FUSE file system turns each page fault into a request that nothing can time out, and a server that goes
+away into SIGBUS. A process can also run out of maps, or, before Python 3.13, of the descriptor that each map keeps.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["map_trouble"]
+
+# As the kernel, or psutil on other systems, names them. A FUSE file system is `fuse.NAME` or `fuseblk`, whatever it is underneath.
+_REMOTE = frozenset(
+    {"9p", "afs", "afpfs", "autofs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4"}
+    | {"orangefs", "smb", "smb2", "smb3", "smbfs", "virtiofs", "webdav"}
+)
+_MAPS_OF_A_VIEW = 2
+_SPARE = 16
+"""What the framework that is about to be used may want of descriptors and maps."""
+
+
+def map_trouble(path: str | os.PathLike[str]) -> str | None:
+    """Why the file at `path` should rather not be mapped, in a few words; None if nothing speaks against it."""
+    kind = _file_system_of(os.path.realpath(path))
+    if kind in _REMOTE or kind.startswith("fuse"):
+        return f"the file lies on {kind}, where a map can block or kill the process"
+    if sys.version_info < (3, 13) and _too_few_left(_count("/proc/self/fd"), _descriptor_limit()):
+        return "few file descriptors are left, and each map keeps one"
+    if _too_few_left(_count_lines("/proc/self/maps"), _number("/proc/sys/vm/max_map_count")):
+        return "few maps are left of vm.max_map_count"
+    return None
+
+
+def _file_system_of(path: str) -> str:
+    """The type of the file system with the longest mount point above `path`; empty where that cannot be known."""
+    import psutil
+
+    best, kind = "", ""
+    try:
+        mounts = psutil.disk_partitions(all=True)
+    except (OSError, RuntimeError):
+        return ""
+    for mount in mounts:
+        point = mount.mountpoint
+        inside = path == point or path.startswith(point.rstrip(os.sep) + os.sep)
+        if inside and len(point) >= len(best):  # of two on one point the later one covers the earlier
+            best, kind = point, mount.fstype.lower()
+    return kind
+
+
+def _too_few_left(used: int | None, limit: int | None) -> bool:
+    return used is not None and limit is not None and used + _MAPS_OF_A_VIEW + _SPARE > limit
+
+
+def _count(folder: str) -> int | None:
+    try:
+        return len(os.listdir(folder))
+    except OSError:
+        return None
+
+
+def _count_lines(path: str) -> int | None:
+    try:
+        with open(path, "rb") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return None
+
+
+def _number(path: str) -> int | None:
+    try:
+        with open(path, "rb") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None
+
+
+def _descriptor_limit() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
