@@ -195,7 +195,7 @@ def write_at_once_and_be_killed(folder: Path, max_entries: int) -> list[list[Mea
             assert writer.stdout is not None
             writer.stdout.readline()
         for writer in writers:
-            for turn in range(500):
+            for turn in range(300):
                 read[turn % 10].append(store.recall(LoadKey(1, turn % 10, 5, 5, "pickle", "path")))
             writer.send_signal(signal.SIGKILL)
     finally:
@@ -206,7 +206,7 @@ def write_at_once_and_be_killed(folder: Path, max_entries: int) -> list[list[Mea
 
 
 def test_eight_processes_that_write_at_once_and_are_killed_leave_a_whole_store(tmp_path: Path) -> None:
-    """Once an entry is there it never goes, not for the moment of a write nor by a SIGKILL, and it is one that was written whole."""
+    """Once an entry is there it never goes, not for the moment of a write nor by SIGKILL, and somebody wrote it whole."""
     read = write_at_once_and_be_killed(tmp_path / "m", max_entries=10_000)
     for measurements in read:
         first = next(index for index, measured in enumerate(measurements) if measured is not None)
@@ -218,14 +218,14 @@ def test_eight_processes_that_write_at_once_and_are_killed_leave_a_whole_store(t
 
 
 def test_eight_processes_that_write_at_once_keep_the_store_bounded(tmp_path: Path) -> None:
-    """At most one entry more for each writer; what the killed left aside is removed by whoever writes a new one a minute later."""
+    """At most one entry more for each writer; what the killed left aside is removed by the first new entry a minute later."""
     folder = tmp_path / "m"
     write_at_once_and_be_killed(folder, max_entries=20)
     assert 10 <= len(list(folder.glob("*.json"))) <= 20 + 8
     (folder / "x.json.1.2.aside").write_text("{")
     for path in folder.glob("*.aside"):
         os.utime(path, (time.time() - 120,) * 2)
-    assert LearnedStore(str(folder), enabled=True, max_entries=20).record(KEY, TOOK)
+    assert LearnedStore(str(folder), enabled=True, max_entries=20).record(KEY._replace(inode=77777), TOOK)
     assert list(folder.glob("*.aside")) == []
     assert len(list(folder.glob("*.json"))) <= 20
 

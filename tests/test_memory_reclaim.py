@@ -113,7 +113,7 @@ def test_a_report_says_before_peak_after_and_what_came_back() -> None:
         "after   RSS 150.0 MiB",
         "back    100.0 MiB: raw data released 100.0 MiB",
         "held by exported buffers of the view of model.npy",
-        "the limit was hit 3 times",
+        "limit hit 3 times, processes killed 0",
     ):
         assert words in text
     assert (report.taken_bytes, report.kept_bytes, report.returned_bytes) == (200 * MIB, 100 * MIB, 100 * MIB)

@@ -18,6 +18,9 @@ __all__ = ["Pressure", "PressureMeter"]
 
 _STALLED = re.compile(rb"^(some|full) .*total=(\d+)", re.MULTILINE)
 
+# Where memory and swap have one limit together, as under Docker, it is the second that counts.
+_FAILURES = ("memory.failcnt", "memory.memsw.failcnt")
+
 
 @dataclasses.dataclass(frozen=True)
 class Pressure:
@@ -44,7 +47,7 @@ class Pressure:
 
 
 class PressureMeter:
-    """`start`, then `stop`, which returns the difference. Each reads three small files.
+    """`start`, then `stop`, which returns the difference. Each reads a few small files.
 
     Args:
         root: The folder under which `/proc` and the control groups' mounts lie.
@@ -84,17 +87,17 @@ class PressureMeter:
         for folder in self._folders:
             events = read_file(os.path.join(folder, "memory.events"))
             control = read_file(os.path.join(folder, "memory.oom_control"))
-            failures = read_file(os.path.join(folder, "memory.failcnt")).strip()
+            failures = [read_file(os.path.join(folder, name)).strip() for name in _FAILURES]
             if events:
                 found["limit_hits"] = sum(number_after(events, name) or 0 for name in (b"high ", b"max "))
                 found["oom_kills"] = number_after(events, b"oom_kill ") or 0
-            if failures.isdigit():
-                found["limit_hits"] = int(failures)
+            if failures[0]:
+                found["limit_hits"] = sum(int(count) for count in failures if count.isdigit())
             for name, line in (("oom_kills", b"oom_kill "), ("under_oom", b"under_oom ")):
                 value = number_after(control, line)
                 if value is not None:
                     found[name] = value
-            if events or failures:
+            if events or failures[0]:
                 self._source = folder
             stalls = stalls or read_file(os.path.join(folder, "memory.pressure"))
         stalls = stalls or read_file(os.path.join(self._root, "proc/pressure/memory"))

@@ -87,10 +87,8 @@ class MemoryReport:
         if self.limit is not None:
             lines.append(f"  budget  {_size(self.limit.available_bytes)}, by {self.limit}")
         if self.pressure is not None and (self.pressure.limit_hits or self.pressure.oom_kills):
-            lines.append(
-                f"  pressure: the limit was hit {self.pressure.limit_hits or 0} times, {self.pressure.oom_kills or 0}"
-                f" processes were killed ({self.pressure.source})"
-            )
+            hits, kills = self.pressure.limit_hits or 0, self.pressure.oom_kills or 0
+            lines.append(f"  pressure: limit hit {hits} times, processes killed {kills} ({self.pressure.source})")
         return "\n".join(lines)
 
 

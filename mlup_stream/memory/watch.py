@@ -22,7 +22,7 @@ __all__ = ["Watch", "is_out_of_memory"]
 # worst that was seen, cannot use up what was left at the first of them.
 _PASSED_PER_ROOM = 16
 _FEWEST_PASSED_BYTES = 1 * MIB
-_MOST_PASSED_BYTES = 64 * MIB
+_MOST_PASSED_BYTES = 256 * MIB
 _LAST_BYTES = 4 * MIB
 """What a load of which nothing sure is known has to leave: the next window's growth must still fit."""
 
