@@ -94,8 +94,12 @@ class FormatBinarizer(BaseBinarizer):
         loaded = LoadedFile.of(data)
         cls._check_options(options)
         cls.prepare_for(options)
-        with cls.explained(loaded):
-            return cls._take(loaded, options)
+        try:
+            with cls.explained(loaded):
+                return cls._take(loaded, options)
+        finally:
+            if loaded is not data:
+                loaded.release()  # nobody else knows of this handle; a model that lives in the file keeps its map
 
     @classmethod
     def _take(cls, loaded: LoadedFile, options: dict[str, Any]) -> Any:
@@ -152,10 +156,15 @@ class FormatBinarizer(BaseBinarizer):
             raise cls.explain(error, loaded) from error
 
     @classmethod
+    def is_corrupt(cls, error: Exception) -> bool:
+        """Whether what the library raised means that the content is damaged."""
+        return isinstance(error, cls.corrupt)
+
+    @classmethod
     def explain(cls, error: Exception, loaded: LoadedFile) -> MLupError:
         """The typed error for what the library raised."""
         said = f"{type(error).__name__}: {_first_line(error)}"
-        if isinstance(error, cls.corrupt):
+        if cls.is_corrupt(error):
             return CorruptModelError(
                 f"{loaded.name}: expected a whole {cls.format.value} file, found damaged content ({said});"
                 " it may be truncated: copy or export it again",
