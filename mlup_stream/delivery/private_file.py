@@ -1,0 +1,119 @@
+"""A private copy on disk, for the frameworks that can read nothing but a path when the content came without one.
+
+It exists for as long as the framework reads and no longer, also when the load fails and, on Linux, when the process is killed:
+the file has no name there (O_TMPFILE), and is reached through /proc/self/fd. It is never put where files are memory (/dev/shm,
+a tmpfs /tmp): the copy is made so as not to need the memory a second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from mlup_stream.errors import ModelLoadError
+from mlup_stream.units import MIB
+
+__all__ = ["private_file"]
+
+_CHUNK_BYTES = 1 * MIB
+_MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
+_MOUNTS = "/proc/self/mountinfo"
+
+
+@contextlib.contextmanager
+def private_file(content: BinaryIO | bytes | bytearray | memoryview, *, suffix: str = "") -> Iterator[str]:
+    """The path of a copy of `content` that only this user may read, gone at the end of the block.
+
+    Args:
+        content: A buffer, or a binary file from where it stands.
+        suffix: What its name must end with, if the framework looks at that.
+
+    Raises:
+        ModelLoadError: No folder for temporary files lies on a disk.
+        OSError: The disk is full.
+
+    Peak memory: one chunk of 1 MiB. The pages of the copy are page cache, which the kernel takes back.
+    """
+    folder = _folder_on_disk()
+    with contextlib.ExitStack() as stack:
+        file, path = _without_name(folder) or _with_name(folder, suffix, stack)
+        with file:
+            if isinstance(content, (bytes, bytearray, memoryview)):
+                file.write(content)
+            else:
+                shutil.copyfileobj(content, file, _CHUNK_BYTES)
+            file.flush()
+            if suffix and not path.endswith(suffix):
+                path = _linked(path, folder, suffix, stack)
+            yield path
+
+
+def _without_name(folder: str) -> tuple[BinaryIO, str] | None:
+    """A file that no folder lists, and the name under which this process reaches it; None where that does not exist."""
+    if not hasattr(os, "O_TMPFILE"):
+        return None
+    try:
+        fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:  # not every file system can
+        return None
+    path = f"/proc/self/fd/{fd}"
+    if not os.path.exists(path):
+        os.close(fd)
+        return None
+    return os.fdopen(fd, "w+b"), path
+
+
+def _with_name(folder: str, suffix: str, stack: contextlib.ExitStack) -> tuple[BinaryIO, str]:
+    path = os.path.join(stack.enter_context(_private_folder(folder)), "model" + suffix)
+    return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), "w+b"), path
+
+
+def _linked(path: str, folder: str, suffix: str, stack: contextlib.ExitStack) -> str:
+    link = os.path.join(stack.enter_context(_private_folder(folder)), "model" + suffix)
+    os.symlink(path, link)
+    return link
+
+
+@contextlib.contextmanager
+def _private_folder(folder: str) -> Iterator[str]:
+    private = tempfile.mkdtemp(prefix="mlup-stream-", dir=folder)  # 0700
+    try:
+        yield private
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def _folder_on_disk() -> str:
+    named = [os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")]
+    candidates = [folder for folder in (*named, "/var/tmp", tempfile.gettempdir()) if folder]
+    mounts = _mounts()
+    for folder in candidates:
+        if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK) and not _is_memory(os.path.realpath(folder), mounts):
+            return folder
+    raise ModelLoadError(
+        "the framework reads files only, and no folder for a temporary one lies on a disk"
+        f" (tried {', '.join(dict.fromkeys(candidates))}); set TMPDIR to a folder on a disk, or give the model's path"
+    )
+
+
+def _mounts() -> list[tuple[str, str]]:
+    """Each mount point and its kind of file system, the deepest first; empty where that cannot be known. (proc(5), mountinfo.)"""
+    try:
+        with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
+            rows = [line.split() for line in file]
+    except OSError:
+        return []
+    found = [(row[4].encode().decode("unicode_escape"), row[row.index("-") + 1]) for row in rows if "-" in row]
+    found.reverse()  # of two mounts at one point the later one hides the other
+    return sorted(found, key=lambda mount: -len(mount[0]))
+
+
+def _is_memory(folder: str, mounts: list[tuple[str, str]]) -> bool:
+    for point, kind in mounts:
+        if os.path.commonpath((point, folder)) == point:
+            return kind in _MEMORY_FILE_SYSTEMS
+    return False

@@ -1,0 +1,94 @@
+"""The private copy: the content, for this user alone, on a disk, and gone afterwards."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlup_stream.delivery import private_file as module
+from mlup_stream.delivery.private_file import private_file
+from mlup_stream.errors import ModelLoadError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(params=["without a name", "with a name"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "with a name":
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    elif not hasattr(os, "O_TMPFILE"):
+        pytest.skip("this system has no files without a name")
+    return request.param
+
+
+@pytest.mark.parametrize("suffix", ["", ".keras"])
+@pytest.mark.parametrize("content", [b"content" * 1000, bytearray(b"content" * 1000), io.BytesIO(b"content" * 1000)], ids=type)
+def test_it_holds_the_content_and_is_gone_afterwards(folder: Path, way: str, content: object, suffix: str) -> None:
+    """The path leads to the content, ends as asked, is readable by this user alone, and nothing is left of it."""
+    if isinstance(content, io.BytesIO):
+        content.seek(0)
+    before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
+    with private_file(content, suffix=suffix) as path:
+        assert Path(path).read_bytes() == b"content" * 1000
+        assert path.endswith(suffix)
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+        for each in folder.rglob("*"):
+            assert stat.S_IMODE(each.parent.stat().st_mode) == 0o700
+    assert list(folder.iterdir()) == []
+    if before:
+        assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_it_is_gone_after_a_failure(folder: Path, way: str) -> None:
+    """A load that fails leaves nothing, however it fails."""
+    with pytest.raises(KeyboardInterrupt), private_file(b"content", suffix=".h5"):
+        raise KeyboardInterrupt
+    assert list(folder.iterdir()) == []
+
+
+def test_a_failing_source_leaves_nothing(folder: Path, way: str) -> None:
+    """A file object that cannot be read to its end leaves no half copy."""
+
+    class Broken(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"), private_file(Broken(), suffix=".h5"):  # type: ignore[arg-type]
+        pass
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm") or not sys.platform.startswith("linux"), reason="there is no /dev/shm")
+def test_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder whose files are memory is passed over, even when TMPDIR names it."""
+    monkeypatch.setenv("TMPDIR", "/dev/shm")
+    with private_file(b"content", suffix=".h5") as path:
+        assert not path.startswith("/dev/shm")
+        assert not os.path.realpath(path).startswith("/dev/shm")
+        assert os.stat(path).st_dev != os.stat("/dev/shm").st_dev
+
+
+def test_without_a_disk_the_message_says_what_to_set(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where every temporary folder is memory, the error names TMPDIR; nothing is put into memory in silence."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("1 0 0:1 / / rw - tmpfs tmpfs rw\n2 1 8:1 / /elsewhere\\040disk rw shared:1 - ext4 /dev/sda rw\n")
+    monkeypatch.setattr(module, "_MOUNTS", str(mounts))
+    with pytest.raises(ModelLoadError, match="set TMPDIR"), private_file(b"content"):
+        pass
+
+
+def test_the_deepest_mount_decides() -> None:
+    """A disk mounted below a tmpfs is a disk, and a tmpfs below a disk is memory; names that only begin alike do not count."""
+    mounts = [("/tmp/disk", "ext4"), ("/tmp", "tmpfs"), ("/", "ext4")]
+    assert not module._is_memory("/tmp/disk/a", mounts)
+    assert module._is_memory("/tmp/diskette", mounts)
+    assert not module._is_memory("/tmpfile", mounts)
