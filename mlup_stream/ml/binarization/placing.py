@@ -1,0 +1,189 @@
+"""Where the payload of an array goes: it stays in the mapped file, or is copied; and what became of it all, for the report.
+
+Measured on a matrix of 256 MiB that is not aligned to its items (x86-64, numpy 2.4, OpenBLAS): elementwise arithmetic and
+indexing cost the same, while each BLAS call first copies the whole matrix (a matrix-vector product takes 177 ms instead of 32 ms,
+and 256 MiB meanwhile). So `optimize="memory"` maps such an array: at its worst it takes for a moment what a copy takes for good.
+`optimize="speed"` copies it once.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from mlup_stream.delivery.kinds import Mapping, Optimize
+from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.placement import Placement
+from mlup_stream.delivery.view import View
+from mlup_stream.units import format_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Placer", "read_into"]
+
+_NOT_ALIGNED_COPIED = "not aligned to their items, copied for speed"
+_NOT_ALIGNED_MAPPED = "not aligned to their items, mapped: a BLAS call copies them each time; `mlup-stream pack` aligns them"
+_COPIED_BY_MODEL = "copied by the model itself while it was built"
+_NOT_A_FILE = "the content came as a buffer, not as a file"
+
+
+class _Held(NamedTuple):
+    """A payload on the map: it is in use as long as `reference` leads to something."""
+
+    reference: weakref.ref[Any]
+    start: int
+    stop: int
+    on_private_map: bool
+    aligned: bool
+
+
+class Placer:
+    """Places payloads of one file, and keeps account of them.
+
+    Args:
+        loaded: Says whether mapped arrays are to be writable, and what to prefer.
+        view: The file; None when everything is to be copied.
+        file: The same bytes to read from, for what is copied: the map's pages are not touched for that.
+    """
+
+    def __init__(self, loaded: LoadedFile, view: View | None, file: BinaryIO) -> None:
+        self._view = view
+        self._file = file
+        self._prefers_speed = loaded.optimize is Optimize.SPEED
+        # A view of a buffer has no copy-on-write map: its `writable` is one whole copy; one for each array is freed sooner.
+        self._copies_all = view is None or (view.path is None and loaded.mapping is not Mapping.READ_ONLY)
+        self._writable = loaded.mapping is not Mapping.READ_ONLY
+        self._may_fall_back = loaded.mapping is Mapping.AUTO
+        self._copied_bytes = 0
+        self._copied_because: dict[str, list[int]] = {}
+        self._held: dict[int, _Held] = {}
+        self._unused: list[int] = []
+        self._last_number = 0
+
+    def array(
+        self,
+        offset: int,
+        dtype: np.dtype[Any],
+        shape: Sequence[int],
+        order: str = "C",
+        subtype: type[np.ndarray[Any, Any]] | None = None,
+    ) -> np.ndarray[Any, Any]:
+        """The array whose payload lies at `offset`, on the map or in memory of its own.
+
+        Args:
+            offset: From the start of the file, in bytes; the caller has made sure that the payload lies within it.
+            dtype: Of the items, which hold no Python objects.
+            shape: In items.
+            order: `"C"` or `"F"`.
+            subtype: A subclass to make, by default `numpy.ndarray`.
+        """
+        import numpy as np
+
+        size_bytes = math.prod(shape) * dtype.itemsize
+        held = self.hold(offset, size_bytes, dtype)
+        if held is None:
+            held = np.empty(size_bytes, np.uint8)
+            read_into(self._file, offset, held.data)
+            because = _NOT_ALIGNED_COPIED if not self._copies_all else None if self._view is None else _NOT_A_FILE
+            self.copied(size_bytes, because)
+        new: Any = np.ndarray.__new__
+        array: np.ndarray[Any, Any] = new(subtype or np.ndarray, tuple(shape), dtype, buffer=held, order=order)
+        return array
+
+    def hold(
+        self, offset: int, size_bytes: int, dtype: np.dtype[Any] | None = None, *, writable: bool = True
+    ) -> np.ndarray[Any, Any] | None:
+        """The bytes on the map as an array of bytes, which others are then made upon; None if they are to be copied.
+
+        Args:
+            offset: From the start of the file.
+            size_bytes: How many.
+            dtype: What the items will be, for their alignment.
+            writable: False for bytes that must not be writable whatever the policy.
+        """
+        if self._copies_all or size_bytes == 0:
+            return None
+        import numpy as np
+
+        buffer, on_private_map = self._buffer()
+        part = buffer[offset : offset + size_bytes]
+        # frombuffer holds on to the map (an export), which ndarray(buffer=map) does not: the map could be closed under it.
+        held = np.frombuffer(part if writable else part.toreadonly(), np.uint8)
+        aligned = dtype is None or held.__array_interface__["data"][0] % dtype.alignment == 0
+        if not aligned and self._prefers_speed:
+            return None
+        number = self._last_number = self._last_number + 1
+        unused = self._unused
+        reference = weakref.ref(held, lambda _: unused.append(number))
+        self._held[number] = _Held(reference, offset, offset + size_bytes, on_private_map, aligned)
+        return held
+
+    def _buffer(self) -> tuple[memoryview, bool]:
+        assert self._view is not None
+        if self._writable:
+            try:
+                return self._view.writable, True
+            except OSError:
+                # RLIMIT_DATA counts a private writable map whole, a read-only one not at all.
+                if not self._may_fall_back:
+                    raise
+                self._writable = False
+        return self._view.buffer, False
+
+    def copied(self, size_bytes: int, because: str | None = None) -> None:
+        """Takes note of a payload that was copied."""
+        self._copied_bytes += size_bytes
+        if because is not None:
+            count = self._copied_because.setdefault(because, [0, 0])
+            count[0] += 1
+            count[1] += size_bytes
+
+    def check(self) -> None:
+        """Makes sure that the file is as it was: to be called before code runs that may touch what is mapped.
+
+        Raises:
+            ModelFileChanged: It is not. Touching a page behind the new end would kill the process.
+        """
+        if self._held and self._view is not None:
+            self._view.check()
+
+    def drop_unused(self) -> None:
+        """Takes out of RSS what was mapped and is no longer referred to: what an estimator copied while it was built."""
+        while self._unused and self._view is not None:
+            held = self._held.pop(self._unused.pop())
+            self._view.drop(held.start, held.stop, writable=held.on_private_map)
+            self.copied(held.stop - held.start, _COPIED_BY_MODEL)
+
+    def placement(self) -> Placement:
+        """What became of the payloads so far."""
+        mapped = [held.stop - held.start for held in self._held.values()]
+        not_aligned = [held.stop - held.start for held in self._held.values() if not held.aligned]
+        reasons = [_said(because, count, size) for because, (count, size) in self._copied_because.items()]
+        if not_aligned:
+            reasons.append(_said(_NOT_ALIGNED_MAPPED, len(not_aligned), sum(not_aligned)))
+        return Placement(sum(mapped), self._copied_bytes, tuple(reasons))
+
+
+def _said(reason: str, count: int, size_bytes: int) -> str:
+    return f"{count} {'array' if count == 1 else 'arrays'} ({format_bytes(size_bytes)}): {reason}"
+
+
+def read_into(file: BinaryIO, offset: int, target: memoryview) -> None:
+    """Fills `target` from `offset` of `file`, whose cursor stays where it was.
+
+    Raises:
+        EOFError: The file ends before that.
+    """
+    before = file.tell()
+    file.seek(offset)
+    target = target.cast("B")
+    position = 0
+    while position < len(target):
+        count = file.readinto(target[position:])  # type: ignore[attr-defined]  # BinaryIO leaves it out
+        if not count:
+            raise EOFError(f"expected {len(target)} bytes at {offset}, found {position}")
+        position += count
+    file.seek(before)
