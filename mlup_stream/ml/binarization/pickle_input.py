@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from typing import Any, BinaryIO
 
 from mlup_stream.errors import MissingClassError
@@ -43,7 +44,8 @@ class CheckedFile:
     def readline(self) -> bytes:
         line = self._file.readline()
         if not line.endswith(b"\n"):
-            raise EOFError("expected a line, found the end of the file before its newline")
+            # The unpickler in C says so itself; the one in Python takes half a module's name for a whole one.
+            raise pickle.UnpicklingError("pickle data was truncated: a line ends without its newline")
         return line
 
 
