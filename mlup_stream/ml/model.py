@@ -243,6 +243,8 @@ def _build(plan: LoadPlan, loaded: LoadedFile, governor: MemoryGovernor) -> tupl
     with governor.watching(plan.admission) as watch:
         loaded.on_window = watch.window
         model = plan.build(loaded)
+        if plan.touches_ahead:
+            loaded.touch_ahead()
         loaded.check()
         return model, watch.settle(loaded.release)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlup_stream.config import Config
-from mlup_stream.constants import BinarizationType, Delivery
+from mlup_stream.constants import BinarizationType, Delivery, Optimize
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.map_trouble import map_trouble
 from mlup_stream.errors import ConfigError
@@ -40,6 +40,7 @@ class LoadPlan:
         reason: Why this delivery.
         admission: The governor's word that it fits, with the estimate.
         options: The binarizer's options.
+        touches_ahead: Whether what stays in the mapped file is brought into memory before the model is handed out.
     """
 
     binarizer: type[Any]
@@ -48,6 +49,7 @@ class LoadPlan:
     reason: str
     admission: Admission
     options: dict[str, Any]
+    touches_ahead: bool = False
 
     def build(self, loaded: LoadedFile) -> Any:
         """The model object."""
@@ -106,7 +108,14 @@ def plan_load(
         admission.reason or reason,
         admission,
         conf.binarization_kwargs,
+        touches_ahead=loaded.optimize is Optimize.SPEED and _has_room(governor, loaded.size_bytes),
     )
+
+
+def _has_room(governor: MemoryGovernor, size_bytes: int) -> bool:
+    """Whether touched pages would stay: with less room than the file has, each would push out another."""
+    room_bytes = governor.available().bytes
+    return room_bytes is None or size_bytes < room_bytes
 
 
 def weigh_load(loaded: LoadedFile, binarizer: type[Any], conf: Config, governor: MemoryGovernor) -> tuple[Weighed, ...]:
