@@ -1,4 +1,4 @@
-"""What every test needs: a cache folder of its own, so that nothing is learned from the user's loads, and nothing left in them."""
+"""What every test needs: a cache folder of its own, so that nothing is learned from the user's loads."""
 
 from __future__ import annotations
 

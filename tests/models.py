@@ -1,7 +1,7 @@
 """Model files of a given size, one builder per format, and how to ask what was loaded: the material of the memory tests.
 
-A builder returns nothing and leaves `path`. `answer_of` is an expression over `model` that touches every payload byte and gives a number that
-depends on it, so that a model whose weights were never really there cannot pass.
+A builder returns nothing and leaves `path`. `answer_of` is an expression over `model` that touches every payload byte and gives
+a number that depends on it, so that a model whose weights were never really there cannot pass.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_collections() -> Iterator[None]:
-    """Every load runs the collector, which would walk all that pytest holds, thousands of times; frozen objects it passes over."""
+    """Every load runs the collector, which would walk all that pytest holds thousands of times; it passes over frozen objects."""
     gc.collect()
     gc.freeze()
     yield
@@ -77,13 +76,11 @@ def test_truncated_at_any_byte(
     del first
     for length in _cuts(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(errors.ModelLoadError) as failed, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with pytest.raises(errors.ModelLoadError) as failed:
             mlup.load(path, delivery=delivery, binarization_type=kind)
         assert str(path) in str(failed.value)
         assert "\n" not in str(failed.value)
-        with pytest.raises(errors.ModelLoadError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with pytest.raises(errors.ModelLoadError):
             mlup.load(path, delivery=delivery)
 
 
@@ -120,8 +117,7 @@ def test_another_formats_file_is_told(tmp_path: Path, files: dict[str, bytes], k
         if other == kind or {kind, other} == {"pickle", "joblib"}:
             continue
         path = _written(tmp_path / "model.bin", content)
-        with pytest.raises(errors.ModelLoadError) as failed, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with pytest.raises(errors.ModelLoadError) as failed:
             mlup.load(path, binarization_type=kind)
         assert str(path) in str(failed.value)
 

@@ -60,8 +60,14 @@ def test_a_field_that_is_changed_later_is_validated_by_the_next_load() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["pickle", "PICKLE", BinarizationType.PICKLE, PickleBinarizer, "mlup_stream.ml.binarization.pickle.PickleBinarizer"]
-    + ["mlup.ml.binarization.pickle.PickleBinarizer"],
+    [
+        "pickle",
+        "PICKLE",
+        BinarizationType.PICKLE,
+        PickleBinarizer,
+        "mlup_stream.ml.binarization.pickle.PickleBinarizer",
+        "mlup.ml.binarization.pickle.PickleBinarizer",
+    ],
 )
 def test_a_binarizer_goes_by_every_name(value: Any) -> None:
     """A short name, a member's name, the member, the class, its import path, and the old package's import path are one."""

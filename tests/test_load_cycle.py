@@ -8,7 +8,7 @@ import pickle
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 
@@ -157,8 +157,8 @@ def test_a_reload_lets_the_old_model_go_first(model_file: Path) -> None:
 class Watching(BaseBinarizer):
     """Notes whether the model that it built before is still alive."""
 
-    alive: list[Any]
-    last: Any = None
+    alive: ClassVar[list[Any]]
+    last: ClassVar[Any] = None
 
     @classmethod
     def deserialize(cls, data: LoadedFile) -> Any:
@@ -298,7 +298,7 @@ def test_a_custom_binarizer_needs_only_deserialize(model_file: Path, delivery: s
 class Held:
     """Something large that a failing load leaves in its frames."""
 
-    alive: list[weakref.ref[Any]] = []
+    alive: ClassVar[list[weakref.ref[Any]]] = []
 
     def __init__(self) -> None:
         Held.alive.append(weakref.ref(self))

@@ -25,7 +25,9 @@ def _mounted(monkeypatch: pytest.MonkeyPatch, *mounts: tuple[str, str]) -> None:
     monkeypatch.setattr(psutil, "disk_partitions", lambda all=False: table)
 
 
-@pytest.mark.parametrize(("kind", "speaks"), [("nfs4", True), ("fuse.sshfs", True), ("fuseblk", True), ("ext4", False), ("overlay", False)])
+@pytest.mark.parametrize(
+    ("kind", "speaks"), [("nfs4", True), ("fuse.sshfs", True), ("fuseblk", True), ("ext4", False), ("overlay", False)]
+)
 def test_the_file_system_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, speaks: bool) -> None:
     """Remote and FUSE file systems speak against a map, by the longest mount point above the file."""
     _mounted(monkeypatch, (str(tmp_path.parent), "nfs"), (str(tmp_path), kind), (str(tmp_path) + "-other", "cifs"))

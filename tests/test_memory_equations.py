@@ -40,7 +40,7 @@ MEASURE = """
     def cycle():
         up.ml.load(force_loading=True)
         model = up.ml.model_obj
-        said = eval(answer_of)
+        said = eval(answer_of, {"model": model, "numpy": numpy})
         del model
         report = up.ml.report
         up.ml.unload()

@@ -59,7 +59,7 @@ def test_the_public_names_of_the_old_package_are_here() -> None:
         answer([
             [member.name for member in mlup.constants.StorageType],
             [member.name for member in mlup.constants.BinarizationType],
-            [member.value for member in mlup.constants.BinarizationType] + [member.value for member in mlup.constants.StorageType],
+            [member.value for kind in (mlup.constants.BinarizationType, mlup.constants.StorageType) for member in kind],
         ])
     """
     storages, binarizers, paths = run_child(code)

@@ -119,7 +119,7 @@ def test_symlinks_are_followed_and_a_broken_one_is_named(folder: Path) -> None:
     (folder / "link.pckl").symlink_to(folder / "a.pckl")
     assert _names(DiskStorage(folder / "link.pckl")) == ["link.pckl"]
     (folder / "broken.pckl").symlink_to(folder / "gone")
-    with pytest.raises(ModelNotFoundError, match="symlink leads to .*gone"):
+    with pytest.raises(ModelNotFoundError, match=r"symlink leads to .*gone"):
         DiskStorage(folder / "broken.pckl").load()
 
 
@@ -153,7 +153,7 @@ def test_an_empty_file_and_a_plain_folder_are_no_models(tmp_path: Path) -> None:
 
 
 def test_no_permission_is_told_for_a_user_without_it(tmp_path: Path) -> None:
-    """A file that this user may not read is a PermissionError that names the file. (Root may read anything: the child is nobody.)"""
+    """A file that this user may not read is a PermissionError that names it. (Root may read anything: the child is nobody.)"""
     path = tmp_path / "m.pckl"
     path.write_bytes(b"content")
     path.chmod(0)

@@ -110,7 +110,11 @@ def test_touching_ahead_makes_file_pages_and_no_private_ones(tmp_path: Path) -> 
         touched = snapshot()
         view.drop(0, view.size_bytes, writable=writable)
         dropped = snapshot()
-        answer([touched.file_bytes - before.file_bytes, touched.anon_bytes - before.anon_bytes, dropped.file_bytes - before.file_bytes])
+        answer([
+            touched.file_bytes - before.file_bytes,
+            touched.anon_bytes - before.anon_bytes,
+            dropped.file_bytes - before.file_bytes,
+        ])
     """
     for writable in (False, True):
         file_bytes, anon_bytes, left_bytes = run_child(code, path=str(path), writable=writable)

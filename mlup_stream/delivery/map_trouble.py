@@ -1,7 +1,7 @@
 """Where a memory map is a bad idea: what `auto` asks before it prefers a view.
 
-A map of a file on a network or FUSE file system turns each page fault into a request that nothing can time out, and a server that goes
-away into SIGBUS. A process can also run out of maps, or, before Python 3.13, of the descriptor that each map keeps.
+A map of a file on a network or FUSE file system turns each page fault into a request that nothing can time out, and a server
+that goes away into SIGBUS. A process can also run out of maps, or, before Python 3.13, of the descriptor that each map keeps.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import sys
 
 __all__ = ["map_trouble"]
 
-# As the kernel, or psutil on other systems, names them. A FUSE file system is `fuse.NAME` or `fuseblk`, whatever it is underneath.
+# As the kernel, or psutil elsewhere, names them. A FUSE file system is `fuse.NAME` or `fuseblk`, whatever it is underneath.
 _REMOTE = frozenset(
-    {"9p", "afs", "afpfs", "autofs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4"}
-    | {"orangefs", "smb", "smb2", "smb3", "smbfs", "virtiofs", "webdav"}
+    {"9p", "afs", "afpfs", "autofs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "lustre", "ncpfs", "nfs"}
+    | {"nfs4", "orangefs", "smb", "smb2", "smb3", "smbfs", "virtiofs", "webdav"}
 )
 _MAPS_OF_A_VIEW = 2
 _SPARE = 16

@@ -144,10 +144,10 @@ class View:
             mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def touch_ahead(self) -> None:
-        """Brings the whole file into the page cache and into the maps that are in use, so that the first prediction waits for nothing.
+        """Brings the whole file into the page cache and into the maps that are in use: the first prediction waits for nothing.
 
-        Takes what reading the file takes where it is not cached, and under a millisecond for 512 MiB where it is. File pages only:
-        on the copy-on-write map too, nothing becomes private before it is written to.
+        Takes as long as reading the file where it is not cached. File pages only: on the copy-on-write map too, nothing becomes
+        private before it is written to.
 
         Raises:
             ModelFileChanged: The file was truncated; touching a page beyond its end would have killed the process.
