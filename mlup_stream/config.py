@@ -61,6 +61,7 @@ class Config:
             `BinarizationType`, its name or a short one such as `"onnx"`, a class, or an import path.
         binarization_kwargs: Options of the binarizer.
         optimize: `"memory"` or `"speed"`, where a format lets one choose.
+        snapshot: Whether a private copy of the file is made first, for places where files are overwritten in place.
         memory_budget: What a load may take: `"auto"` (what the container, the process's limits and the host leave), bytes,
             `"512MiB"`, a fraction (`0.8`), or None: refuse nothing.
         memory_limit: `"soft"`, or `"hard"`: an allocation beyond the budget fails, in libraries too.
@@ -81,6 +82,7 @@ class Config:
     binarization_kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
     optimize: str | Optimize = Optimize.MEMORY
     mapping: str | MappingPolicy = MappingPolicy.AUTO
+    snapshot: bool = False
     memory_budget: str | int | float | None = "auto"
     memory_limit: str = "soft"
     memory_ticket: bool = False
@@ -157,6 +159,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "binarization_kwargs": _keywords,
     "optimize": _choice(Optimize),
     "mapping": _choice(MappingPolicy),
+    "snapshot": _one_of(True, False),
     "memory_budget": _budget,
     "memory_limit": _one_of("soft", "hard"),
     "memory_ticket": _one_of(True, False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from mlup_stream.delivery.files import checked_stat, explain_os_error, folder_si
 from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
 from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.reader import OnWindow, open_borrowed, open_buffer, open_stream
+from mlup_stream.delivery.snapshot import snapshot_of
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import NotAModelFileError
 
@@ -54,6 +56,8 @@ class LoadedFile:
         self.is_model = False
         self.placement: Placement | None = None
         self.on_window: OnWindow | None = None
+        self._snapshot = contextlib.ExitStack()
+        self._shown_path = self.path
         self._view: View | None = None
         self._released_view: View | None = None
 
@@ -100,7 +104,7 @@ class LoadedFile:
     @property
     def name(self) -> str:
         """What to call it in a message: the path, or what kind of content it is."""
-        return self.path if self.path is not None else f"<{type(self._raw_data).__name__} without a path>"
+        return self._shown_path if self._shown_path is not None else f"<{type(self._raw_data).__name__} without a path>"
 
     @property
     def is_folder(self) -> bool:
@@ -170,6 +174,11 @@ class LoadedFile:
                 self._view = View(data=self.content())
         return self._view
 
+    def take_snapshot(self) -> None:
+        """Goes on with a private copy of the file, which nobody else can change; see `snapshot_of`. It is given up by `release`."""
+        if self.path is not None and not self.has_content:
+            self.path = self._snapshot.enter_context(snapshot_of(self.path))
+
     def check(self) -> None:
         """Makes sure that a mapped file is still the one that was mapped.
 
@@ -191,6 +200,7 @@ class LoadedFile:
             What still holds the bytes, empty if nothing does. See `View.release`.
         """
         self._raw_data = b""
+        self._snapshot.close()
         view, self._view = self._view, None
         if view is None:
             return self.held()

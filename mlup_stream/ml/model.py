@@ -97,6 +97,8 @@ class MLupModel:
                 loaded = self._find()
                 releases.append(loaded.release)
                 size_bytes = loaded.size_bytes
+                if self.conf.snapshot:
+                    loaded.take_snapshot()
                 binarizer = choose_binarizer(loaded, self.conf)
                 with self._governor() as governor:
                     plan = plan_load(loaded, binarizer, self.conf, governor, freed_bytes=self._kept_bytes())
