@@ -1,0 +1,230 @@
+"""torch: what `torch.save` wrote, and TorchScript.
+
+A zip of `torch.save` (1.6 and later) leaves its tensors in the mapped file. The older formats are read once into memory.
+TorchScript is read by path: given a file object, `torch.jit.load` takes four times the file; content without a path goes through
+a private file.
+"""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from types import SimpleNamespace
+from typing import Any, BinaryIO, ClassVar
+
+from mlup_stream.delivery.kinds import Delivery, Mapping
+from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.placement import Placement
+from mlup_stream.delivery.private_file import private_file
+from mlup_stream.delivery.view import View
+from mlup_stream.errors import ConfigError, MLupError, ModelBinarizationError
+from mlup_stream.extras import require
+from mlup_stream.formats.kinds import Format
+from mlup_stream.memory.estimate import Certainty, Estimate
+from mlup_stream.ml.binarization.base import FormatBinarizer
+from mlup_stream.ml.binarization.pickle_input import FindsClasses
+from mlup_stream.ml.binarization.torch_in_place import TorchZip, can_map, directory_of, load_in_place
+
+__all__ = ["TorchBinarizer", "TorchJITBinarizer"]
+
+_OBJECT_BYTES = 4096
+"""A tensor, its storage and its parameter: about 2 KiB; a module of its own for every second one: 4 KiB."""
+_STRUCTURE_FACTOR = 10
+"""What pickled structure becomes as objects, at most: the worst of `facts` about small objects."""
+_SCRIPT_FACTOR = 40
+"""What a script's code becomes as graphs; measured on code of 20 KiB to 2 MiB."""
+
+# torch raises RuntimeError for everything; these are about the file.
+_SAYS_DAMAGED = (
+    "PytorchStreamReader",
+    "corrupt",
+    "unexpected EOF",
+    "unexpected end",
+    "Invalid magic number",
+    "Invalid protocol version",
+    "out of bounds for storage",
+    "storage has wrong",
+    "invalid zip",
+    "failed finding central directory",
+)
+
+_SAYS_NOT_ADMITTED = ("Weights only", "Unsupported global", "Unsupported class", "Unsupported operand")
+
+
+class _TorchFormat(FormatBinarizer):
+    """What the two have in common."""
+
+    options: ClassVar[frozenset[str]] = frozenset({"map_location"})
+    corrupt = (*FormatBinarizer.corrupt, pickle.UnpicklingError, AssertionError, IndexError, KeyError, TypeError)
+
+    @classmethod
+    def prepare(cls) -> None:
+        require("torch", f"{cls.format.value} models")
+
+    @classmethod
+    def is_corrupt(cls, error: Exception) -> bool:
+        if isinstance(error, OSError):
+            return error.errno == errno.EINVAL  # its zip reader looks for the end before the beginning of a short file
+        return super().is_corrupt(error) or (
+            isinstance(error, RuntimeError) and any(words in str(error) for words in _SAYS_DAMAGED)
+        )
+
+
+class TorchBinarizer(_TorchFormat):
+    """A `state_dict`, a whole module, or anything else that `torch.save` wrote; a module comes in evaluation mode.
+
+    A whole module is a pickle, and loading a pickle runs code that the file chooses: load only files that you trust.
+    `weights_only=True` is for those that you do not, and admits tensors alone.
+
+    Options: `map_location`, as of `torch.load`; `weights_only`, False by default, as in the old package.
+    """
+
+    format = Format.TORCH
+    deliveries = (Delivery.VIEW, Delivery.PATH, Delivery.STREAM, Delivery.BYTES)
+    options: ClassVar[frozenset[str]] = frozenset({"map_location", "weights_only"})
+
+    @classmethod
+    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+        found = None if loaded_file.has_content or loaded_file.path is None else directory_of(loaded_file.path, loaded_file.name)
+        if found is None:
+            return None
+        structure_bytes = _structure_bytes(found)
+        certainty = Certainty.EXACT if structure_bytes <= 0.02 * found.payload_bytes else Certainty.CONSERVATIVE
+        why = "the directory of the torch zip"
+        if delivery is Delivery.VIEW and found.is_stored:
+            return Estimate.in_place(
+                loaded_file.size_bytes, certainty=certainty, why=why, private_bytes=structure_bytes, copy_on_write=True
+            )
+        private = Estimate.private(found.payload_bytes + structure_bytes, certainty=certainty, why=why)
+        return private.with_raw(loaded_file.size_bytes) if delivery is Delivery.BYTES else private
+
+    @classmethod
+    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
+        return cls._load(path, loaded, options)
+
+    @classmethod
+    def from_file(cls, file: BinaryIO, loaded: LoadedFile, **options: Any) -> Any:
+        if _is_tar(file) and not hasattr(getattr(file, "raw", file), "fileno"):
+            with private_file(file) as path:
+                return cls._load(path, loaded, options)
+        return cls._load(file, loaded, options)
+
+    @classmethod
+    def from_view(cls, view: View, loaded: LoadedFile, **options: Any) -> Any:
+        torch = require("torch", "torch models")
+        if loaded.mapping is Mapping.READ_ONLY:
+            raise ConfigError(
+                f"{loaded.name}: mapping='read-only' is not possible with torch, which would die of a write; leave it at 'auto'",
+                field="mapping",
+                value=loaded.mapping.value,
+                allowed=(Mapping.AUTO.value, Mapping.COPY_ON_WRITE.value),
+            )
+        found = directory_of(view, loaded.name)
+        obstacle = _obstacle(found)
+        if found is None or obstacle is not None:
+            loaded.placement = Placement(0, view.size_bytes if found is None else found.payload_bytes, (str(obstacle),))
+            return super().from_view(view, loaded, **options)
+        if can_map(torch):
+            options = {"map_location": None, "weights_only": False, "pickle_module": _pickle_for(loaded), **options}
+            model = _in_evaluation_mode(load_in_place(torch, view, **options))
+        elif view.path is not None:
+            model = cls._load(view.path, loaded, {"mmap": True, **options})
+        else:
+            return super().from_view(view, loaded, **options)
+        loaded.placement = Placement(found.payload_bytes, 0)
+        return model
+
+    @classmethod
+    def _load(cls, source: str | BinaryIO, loaded: LoadedFile, options: dict[str, Any]) -> Any:
+        torch = require("torch", "torch models")
+        options = {"weights_only": False, **options}
+        pickle_module = None if options["weights_only"] else _pickle_for(loaded)
+        return _in_evaluation_mode(torch.load(source, pickle_module=pickle_module, **options))
+
+    @classmethod
+    def explain(cls, error: Exception, loaded: LoadedFile) -> MLupError:
+        if isinstance(error, pickle.UnpicklingError) and any(words in str(error) for words in _SAYS_NOT_ADMITTED):
+            return ModelBinarizationError(
+                f"{loaded.name}: it holds more than weights, which weights_only=True does not admit; if you trust the file,"
+                ' leave binarization_kwargs["weights_only"] out',
+                path=loaded.path,
+                format=cls.format.value,
+            )
+        return super().explain(error, loaded)
+
+
+class TorchJITBinarizer(_TorchFormat):
+    """A TorchScript module, in evaluation mode. Options: `map_location`, as of `torch.jit.load`."""
+
+    format = Format.TORCHSCRIPT
+    deliveries = (Delivery.PATH, Delivery.BYTES)
+
+    @classmethod
+    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+        found = None if loaded_file.has_content or loaded_file.path is None else directory_of(loaded_file.path, loaded_file.name)
+        if found is None:
+            return None
+        code_bytes = sum(entry.size_bytes for entry in found.structure if entry.name.endswith(".py"))
+        structure_bytes = _structure_bytes(found) + _SCRIPT_FACTOR * code_bytes
+        certainty = Certainty.EXACT if structure_bytes <= 0.02 * found.payload_bytes else Certainty.CONSERVATIVE
+        private = Estimate.private(
+            found.payload_bytes + structure_bytes, certainty=certainty, why="the directory of the TorchScript archive"
+        )
+        return private.with_raw(loaded_file.size_bytes) if delivery is Delivery.BYTES else private
+
+    @classmethod
+    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
+        torch = require("torch", "torchscript models")
+        model = torch.jit.load(path, **options)
+        model.eval()
+        return model
+
+    @classmethod
+    def from_file(cls, file: BinaryIO, loaded: LoadedFile, **options: Any) -> Any:
+        with private_file(file) as path:
+            return cls.from_path(path, loaded, **options)
+
+    @classmethod
+    def from_buffer(cls, buffer: bytes | bytearray | memoryview, loaded: LoadedFile, **options: Any) -> Any:
+        with private_file(buffer) as path:
+            return cls.from_path(path, loaded, **options)
+
+
+def _structure_bytes(found: TorchZip) -> int:
+    pickled_bytes = sum(entry.size_bytes for entry in found.structure if entry.name.endswith("data.pkl"))
+    return _OBJECT_BYTES * len(found.storages) + _STRUCTURE_FACTOR * pickled_bytes
+
+
+def _obstacle(found: TorchZip | None) -> str | None:
+    """Why the tensors cannot stay in the file."""
+    if found is None:
+        return "the torch format from before 1.6 is read once into memory"
+    if found.is_script:
+        return "TorchScript is read once into memory"
+    return None if found.is_stored else "members of the zip are compressed"
+
+
+def _pickle_for(loaded: LoadedFile) -> SimpleNamespace:
+    """What torch takes of the module `pickle`, with an unpickler that says which class it could not find."""
+
+    class Unpickler(FindsClasses, pickle.Unpickler):
+        model_name = loaded.name
+        format_name = "torch file"
+
+    return SimpleNamespace(__name__="pickle", Unpickler=Unpickler, load=pickle.load)
+
+
+def _in_evaluation_mode(model: Any) -> Any:
+    from torch.nn import Module
+
+    if isinstance(model, Module):
+        model.eval()
+    return model
+
+
+def _is_tar(file: BinaryIO) -> bool:
+    start = file.tell()
+    file.seek(start + 257)
+    magic = file.read(5)
+    file.seek(start)
+    return magic == b"ustar"
