@@ -132,6 +132,17 @@ def test_the_unknown_with_room_for_ten_of_it_is_nothing_to_warn_of() -> None:
     assert admit({"path": by_size(300 * MIB, "path")}, room_of(2 * GIB)).warning != ""
 
 
+def test_raw_bytes_are_certain_whatever_the_format_needs() -> None:
+    """Of a guess for `bytes` the copy of the file is none: a load that cannot even hold that is refused, others are admitted."""
+    estimates = {"path": private(GIB), "bytes": by_size(100 * MIB, "bytes")}
+    with pytest.raises(MemoryBudgetExceeded, match="by delivery bytes") as refused:
+        admit(estimates, room_of(90 * MIB))
+    assert refused.value.needed_bytes is not None
+    assert 100 * MIB <= refused.value.needed_bytes <= 110 * MIB
+    choice = admit(estimates, room_of(150 * MIB))
+    assert (choice.delivery, bool(choice.warning)) == ("bytes", True)
+
+
 def test_a_delivery_that_fits_is_preferred_to_an_unknown_one() -> None:
     """After a first one that does not fit: known to fit, then unknown, and only then the refusal."""
     too_much, unknown, fits = private(GIB), by_size(GIB, "stream"), in_place(GIB)

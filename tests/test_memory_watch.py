@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 import re
 import time
 
@@ -124,6 +125,47 @@ def load_that_raises(error: Exception) -> None:
         admission = governor.plan({"path": None}, name="model.onnx", size_bytes=1)
         with governor.watching(admission):
             raise error
+
+
+def test_near_the_end_of_the_file_little_has_to_be_left() -> None:
+    """A load of which nothing is known is not given up when what is left of the file, at its rate, still fits."""
+    watch, _ = watch_over(3 * MIB)
+    watch._size_bytes = 100 * MIB
+    watch._passed_bytes = 98 * MIB
+    watch.check(99 * MIB)
+    with pytest.raises(MemoryBudgetExceeded):
+        watch.check(0)
+    watch.stop()
+
+
+@needs_cgroups
+def test_one_large_payload_is_watched_window_by_window(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """A pickle of one array of 64 MB in a group with room for 32: given up on the way, though it is read by one call."""
+    path = tmp_path / "model.pckl"
+    path.write_bytes(pickle.dumps(bytes(64 * MIB), protocol=4))
+    outcome, passed = run_limited(
+        """
+        import pickle
+        from mlup_stream.delivery.loaded_file import LoadedFile
+        from mlup_stream.errors import MemoryBudgetExceeded
+        from mlup_stream.memory.governor import MemoryGovernor
+        loaded = LoadedFile(path=path)
+        with MemoryGovernor(learned=False) as governor:
+            try:
+                with governor.watching(governor.plan({"stream": None}, size_bytes=loaded.size_bytes)) as watch:
+                    loaded.on_window = watch.window
+                    with loaded.open() as file:
+                        pickle.load(file)
+                    watch.settle(loaded.release)
+                answer(["loaded", 0])
+            except MemoryBudgetExceeded as error:
+                answer(["given up", error.passed_bytes])
+        """,
+        limit_bytes=48 * MIB,
+        path=str(path),
+    )
+    assert outcome == "given up"
+    assert 16 * MIB <= passed <= 40 * MIB
 
 
 def test_an_error_of_the_load_itself_goes_through_unchanged() -> None:

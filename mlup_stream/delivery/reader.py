@@ -42,7 +42,9 @@ class _PassingFile(io.FileIO):
             self._drops = cached is not None and cached < 0.5
 
     def readinto(self, buffer) -> int | None:  # type: ignore[no-untyped-def]  # collections.abc.Buffer needs 3.12
-        count = super().readinto(buffer)
+        # A payload that is larger than the window comes straight into the caller's memory, and still window by window: what is
+        # watched has to be asked before the next is taken, not after the whole. The reader above asks for the rest.
+        count = super().readinto(memoryview(buffer)[:WINDOW_BYTES])
         position = self.tell()
         if self._drops and position - self._dropped_until >= _DROP_STEP_BYTES:
             self._drop(position)

@@ -26,7 +26,7 @@ class Certainty(str, Enum):
     LEARNED = "learned"
     """What an earlier load of this very file took."""
     UNKNOWN = "unknown"
-    """A guess. A load is not refused for it."""
+    """A guess. A load is not refused for it, only for `at_least_bytes`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Estimate:
         why: What it follows from, in a few words.
         mapped_bytes: Address space of maps of files, touched or not; RLIMIT_AS counts it. At least `peak_file_bytes`.
         copy_on_write_bytes: How much of that is writable; RLIMIT_DATA counts it, and a commit limit does.
+        at_least_bytes: Of a guess, the part that is none: private memory that the load will take whatever the format turns out
+            to need. A load is refused for that.
 
     Raises:
         ValueError: A size is negative, or more is settled than there was at the peak.
@@ -55,6 +57,7 @@ class Estimate:
     why: str
     mapped_bytes: int = 0
     copy_on_write_bytes: int = 0
+    at_least_bytes: int = 0
 
     def __post_init__(self) -> None:
         sizes = [value for name, value in vars(self).items() if name.endswith("_bytes")]
@@ -115,12 +118,23 @@ class Estimate:
             self.why,
             self.mapped_bytes + following.mapped_bytes,
             self.copy_on_write_bytes + following.copy_on_write_bytes,
+            max(self.at_least_bytes, following.at_least_bytes),
         )
 
     def with_raw(self, size_bytes: int) -> Estimate:
         """The same load out of a copy of the file in memory, which is released at the end."""
         return dataclasses.replace(
-            self, peak_anon_bytes=self.peak_anon_bytes + size_bytes, why=f"{self.why}, and the raw bytes until they are released"
+            self,
+            peak_anon_bytes=self.peak_anon_bytes + size_bytes,
+            at_least_bytes=self.at_least_bytes + size_bytes,
+            why=f"{self.why}, and the raw bytes until they are released",
+        )
+
+    @property
+    def certain(self) -> Estimate:
+        """The part of a guess that is none."""
+        return Estimate.private(
+            self.at_least_bytes, 0, certainty=Certainty.EXACT, why="the raw bytes alone; what the model takes is not known"
         )
 
     def to_dict(self) -> dict[str, Any]:

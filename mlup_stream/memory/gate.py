@@ -109,6 +109,10 @@ def weigh(estimates: Mapping[str, Estimate | None], room: Available) -> tuple[We
 
 
 def _weigh(delivery: str, estimate: Estimate | None, room: Available) -> Weighed:
+    if estimate is not None and estimate.certainty is Certainty.UNKNOWN and estimate.at_least_bytes:
+        certain = _weigh(delivery, estimate.certain, room)
+        if not certain.fits:
+            return certain
     if estimate is None or not room.limits:
         needed_bytes = None if estimate is None else estimate.peak_anon_bytes + overhead_bytes(estimate)
         return Weighed(delivery, estimate, room.tightest, needed_bytes, room.bytes)

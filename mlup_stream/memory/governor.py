@@ -56,12 +56,14 @@ class Admission:
         choice: The delivery, why it, and what else was considered.
         key: Under which the load's measurement is remembered; None for none.
         ticket: The right to load now, if tickets are in use.
+        size_bytes: The size of what is to be loaded; None if that is not known.
     """
 
     name: str
     choice: Choice
     key: LoadKey | None = None
     ticket: LoadTicket | None = None
+    size_bytes: int | None = None
 
     @property
     def delivery(self) -> str:
@@ -200,7 +202,7 @@ class MemoryGovernor:
         if choice.warning:
             logger.warning("%s", choice.warning)
         sure = choice.estimate is not None and choice.estimate.certainty is Certainty.EXACT
-        return Admission(name, choice, None if sure else keys.get(choice.delivery), ticket)
+        return Admission(name, choice, None if sure else keys.get(choice.delivery), ticket, size_bytes)
 
     @contextlib.contextmanager
     def watching(self, admission: Admission) -> Iterator[Watch]:
@@ -209,7 +211,10 @@ class MemoryGovernor:
         Raises:
             MemoryBudgetExceeded: An allocation failed in it, whatever the library made of that; its own error is the cause.
         """
-        with self._watched(admission.name, admission.estimate, lambda report: self._remember(admission, report)) as watch:
+        watched = self._watched(
+            admission.name, admission.estimate, admission.size_bytes, lambda report: self._remember(admission, report)
+        )
+        with watched as watch:
             try:
                 yield watch
             finally:
@@ -221,7 +226,7 @@ class MemoryGovernor:
     @contextlib.contextmanager
     def measure(self, name: str = "memory") -> Iterator[Watch]:
         """Measures any step; at the end of the block memory is given back and `report` is there."""
-        with self._watched(name, None, None) as watch:
+        with self._watched(name) as watch:
             try:
                 yield watch
             finally:
@@ -233,12 +238,17 @@ class MemoryGovernor:
 
     @contextlib.contextmanager
     def _watched(
-        self, name: str, estimate: Estimate | None, on_settled: Callable[[MemoryReport], None] | None
+        self,
+        name: str,
+        estimate: Estimate | None = None,
+        size_bytes: int | None = None,
+        on_settled: Callable[[MemoryReport], None] | None = None,
     ) -> Iterator[Watch]:
         watch = Watch(
             name,
             available=self.available if self.budget.enforced else None,
             estimate=estimate,
+            size_bytes=size_bytes,
             pressure=PressureMeter(self._root, self._groups),
             on_settled=on_settled,
         )

@@ -54,6 +54,7 @@ class Watch:
         available: Callable[[], Available] | None,
         estimate: Estimate | None,
         pressure: PressureMeter,
+        size_bytes: int | None = None,
         on_settled: Callable[[MemoryReport], None] | None = None,
     ) -> None:
         self.name = name
@@ -61,6 +62,7 @@ class Watch:
         self.report: MemoryReport | None = None
         self._available = available
         self._estimate = estimate
+        self._size_bytes = size_bytes
         self._pressure = pressure
         self._on_settled = on_settled
         self._meter = PeakMeter()
@@ -68,6 +70,7 @@ class Watch:
         self._started = 0.0
         self._seconds: float | None = None
         self._grown_bytes = 0
+        self._passed_bytes = 0
 
     def start(self) -> None:
         self.room = self._available() if self._available is not None else None
@@ -97,8 +100,9 @@ class Watch:
         room = self._available()
         grown_bytes = _private_bytes(now) - _private_bytes(self._meter.baseline)
         step_bytes, self._grown_bytes = grown_bytes - self._grown_bytes, grown_bytes
+        step_passed_bytes, self._passed_bytes = passed_bytes - self._passed_bytes, passed_bytes
         left_bytes = room.bytes
-        if left_bytes is not None and left_bytes <= self._reserve_bytes(grown_bytes, step_bytes):
+        if left_bytes is not None and left_bytes <= self._reserve_bytes(step_bytes, step_passed_bytes):
             limit = room.tightest
             raise MemoryBudgetExceeded(
                 f"{self.name}: given up after {format_bytes(passed_bytes)} of the file had taken {format_bytes(grown_bytes)},"
@@ -110,13 +114,21 @@ class Watch:
             )
         self._next_check_bytes = passed_bytes + self._step_bytes(room)
 
-    def _reserve_bytes(self, grown_bytes: int, step_bytes: int) -> int:
-        """What must be left. Nothing, as long as a sure estimate holds: it was admitted to the last byte."""
+    def _reserve_bytes(self, step_bytes: int, step_passed_bytes: int) -> int:
+        """What must be left so that the load may go on.
+
+        Nothing, as long as a sure estimate holds: it was admitted to the last byte. Otherwise as much as the last step took, and
+        not more than the rest of the file would take at that rate.
+        """
         estimate = self._estimate
-        sure = estimate is not None and estimate.certainty in (Certainty.EXACT, Certainty.CONSERVATIVE)
-        if sure and estimate is not None and grown_bytes <= estimate.peak_anon_bytes + overhead_bytes(estimate):
+        sure = estimate is not None and estimate.certainty is not Certainty.UNKNOWN
+        if sure and estimate is not None and self._grown_bytes <= estimate.peak_anon_bytes + overhead_bytes(estimate):
             return 0
-        return max(_LAST_BYTES, step_bytes)
+        reserve_bytes = max(_LAST_BYTES, step_bytes)
+        if self._size_bytes is not None and step_passed_bytes > 0:
+            rest_bytes = max(0, self._size_bytes - self._passed_bytes)
+            reserve_bytes = min(reserve_bytes, max(0, step_bytes) * rest_bytes // step_passed_bytes + _FEWEST_PASSED_BYTES)
+        return reserve_bytes
 
     def _than_estimated(self) -> str:
         if self._estimate is None:
