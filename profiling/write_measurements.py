@@ -1,0 +1,141 @@
+"""Runs the other scripts and writes what they print to `docs/measurements.md`.
+
+    python profiling/write_measurements.py                        # all of it: half an hour and 2 GB of disk
+    python profiling/write_measurements.py --sections limits      # one section anew, the others as they are
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+
+import common
+
+TARGET = common.HERE.parent / "docs" / "measurements.md"
+PREFACE = """# Measurements
+
+Written by `python profiling/write_measurements.py` from what the scripts print; not by hand. What each of them measures, and how,
+stands at its beginning and in [profiling/README.md](../profiling/README.md).
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the document.
+
+    Attributes:
+        title: Its heading.
+        text: What stands before the output.
+        commands: `mlup-stream`, or a script of `profiling/`, and its arguments; `{folder}` is one for the models.
+        models: The kind and file name of each model that is made for it.
+        size: Of these models.
+    """
+
+    title: str
+    text: str
+    commands: tuple[str, ...]
+    models: tuple[tuple[str, str], ...] = ()
+    size: str = "512MiB"
+
+
+_LIMITS = (
+    ("pickle-arrays", "arrays.pkl"),
+    ("joblib-forest", "forest.joblib"),
+    ("onnx", "network.onnx"),
+    ("safetensors-numpy", "arrays.safetensors"),
+)
+
+SECTIONS = {
+    "demo": Section(
+        "The demo",
+        "Real models, each load in a fresh process, the library's own call first.",
+        ("mlup-stream demo",),
+    ),
+    "libraries": Section(
+        "Against each library's own call",
+        "Every format, in turn with its library; see `against_libraries.py`.",
+        ("against_libraries.py --size 256MiB --repeat 5",),
+    ),
+    "speed": Section(
+        "The same with `optimize=\"speed\"`",
+        "Where the format lets one choose.",
+        ("against_libraries.py --size 256MiB --repeat 5 --optimize speed --formats pickle,onnx,safetensors",),
+    ),
+    "cold": Section(
+        "The same from a cold file",
+        "The file is dropped from the page cache before each load, so that reading it from the disk counts: within the load where"
+        " the library reads, at the first use where the weights stay in the file.",
+        ("against_libraries.py --size 256MiB --repeat 5 --cold --formats pickle,onnx,safetensors",),
+    ),
+    "limits": Section(
+        "The smallest memory limit",
+        "In which a model of 512 MiB loads and answers; see `smallest_limit.py`.",
+        tuple(f"smallest_limit.py {{folder}}/{name}" for _, name in _LIMITS),
+        _LIMITS,
+    ),
+    "memray": Section(
+        "What memray counts",
+        "Maps told apart from the heap; see `memray_session.py`, which also draws the flame graphs.",
+        tuple(f"memray_session.py {{folder}}/{name} --output {{folder}}/flames" for name in ("arrays.pkl", "network.onnx")),
+        (("pickle-arrays", "arrays.pkl"), ("onnx", "network.onnx")),
+        "256MiB",
+    ),
+}
+
+
+def run(command: str, folder: str) -> str:
+    """What the command prints, with the temporary folder's name taken out."""
+    program, *rest = (part.format(folder=folder) for part in command.split())
+    common.note(f"$ {command}")
+    # The console script of the environment that this interpreter belongs to, whatever the PATH says.
+    start = [os.path.join(os.path.dirname(sys.executable), program)] if program == "mlup-stream" else [sys.executable, program]
+    done = subprocess.run([*start, *rest], cwd=common.HERE, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        common.note(f"{command} ended with {done.returncode}")
+    return done.stdout.replace(folder + os.sep, "").strip()
+
+
+def written(section: Section) -> str:
+    parts = [f"## {section.title}\n\n{section.text}\n"]
+    with tempfile.TemporaryDirectory(prefix="mlup-stream-measurements-") as folder:
+        for kind, name in section.models:
+            making = [sys.executable, "make_model.py", kind, os.path.join(folder, name), "--size", section.size]
+            subprocess.run(making, cwd=common.HERE, stdout=subprocess.DEVNULL, check=True)
+        for command in section.commands:
+            shown = command.replace("{folder}/", "")
+            shown = shown if shown.startswith("mlup-stream") else f"python profiling/{shown}"
+            output = run(command, folder)
+            # Only Markdown tables are left as they are.
+            output = output if output.startswith("|") else f"```text\n{output}\n```\n\n{common.machine(_DEMO_PACKAGES)}"
+            parts.append(f"`{shown}`\n\n{output}\n")
+    return "\n".join(parts)
+
+
+_DEMO_PACKAGES = ("numpy", "scikit-learn", "joblib", "onnxruntime")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", default=",".join(SECTIONS), help=f"with commas; of {', '.join(SECTIONS)} (default: all)")
+    arguments = parser.parse_args()
+    wanted = arguments.sections.split(",")
+    if not set(wanted) <= set(SECTIONS):
+        parser.error(f"--sections: expected some of {', '.join(SECTIONS)}")
+    TARGET.parent.mkdir(exist_ok=True)
+    there = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
+    old = {text.partition("\n")[0]: text.rstrip() + "\n" for text in re.split(r"^(?=## )", there, flags=re.MULTILINE)[1:]}
+    for name in wanted:
+        old[f"## {SECTIONS[name].title}"] = written(SECTIONS[name])
+        # After each, so that a long run that is broken off is not lost.
+        chosen = [old[f"## {section.title}"] for section in SECTIONS.values() if f"## {section.title}" in old]
+        TARGET.write_text("\n".join([PREFACE, *chosen]), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

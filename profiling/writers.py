@@ -1,0 +1,211 @@
+"""Makes a model of a given size in each format. Random float32 weights: what they say does not matter, how they lie does.
+
+Each function writes to `path` a model of `size_bytes` and a little more, and runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+from typing import Any
+
+_ITEM_BYTES = 4  # float32
+_LAYERS = 4
+_BYTES_PER_DICT = 61  # of the pickle of pickled_dicts
+_COPIED_TREES = 16
+_BOOSTED_ROWS = 60_000
+
+
+def _arrays(size_bytes: int) -> dict[str, Any]:
+    """As many square matrices as a network has layers."""
+    import numpy
+
+    generator = numpy.random.default_rng(0)
+    width = math.ceil(math.sqrt(size_bytes / _LAYERS / _ITEM_BYTES))
+    scale = numpy.float32(1 / math.sqrt(width))
+    return {f"layer{i}.weight": generator.standard_normal((width, width), numpy.float32) * scale for i in range(_LAYERS)}
+
+
+def pickled_arrays(path: str, size_bytes: int) -> None:
+    with open(path, "wb") as file:
+        pickle.dump(_arrays(size_bytes), file, protocol=5)
+
+
+def pickled_dicts(path: str, size_bytes: int) -> None:
+    """Many small objects: what takes ten times its file's size in any process."""
+    count = max(1, size_bytes // _BYTES_PER_DICT)
+    with open(path, "wb") as file:
+        pickle.dump([{"id": i, "name": f"row {i}", "score": i * 0.5, "tags": ("a", i)} for i in range(count)], file, protocol=5)
+
+
+def _forest(size_bytes: int) -> Any:
+    import numpy
+    from sklearn.ensemble import ExtraTreesClassifier
+
+    generator = numpy.random.default_rng(0)
+    rows = generator.standard_normal((20_000, 16), numpy.float32)
+    classes = generator.integers(0, 2, 20_000)
+    forest = ExtraTreesClassifier(2, random_state=0, n_jobs=2, warm_start=True).fit(rows, classes)
+    forest.n_estimators = max(3, math.ceil(size_bytes / len(pickle.dumps(forest, protocol=5)) * 2))
+    forest.fit(rows, classes)
+    forest.n_jobs = 1
+    return forest
+
+
+def pickled_forest(path: str, size_bytes: int) -> None:
+    with open(path, "wb") as file:
+        pickle.dump(_forest(size_bytes), file, protocol=5)
+
+
+def joblib_forest(path: str, size_bytes: int) -> None:
+    import joblib
+
+    joblib.dump(_forest(size_bytes), path)
+
+
+def joblib_arrays(path: str, size_bytes: int) -> None:
+    import joblib
+
+    joblib.dump(_arrays(size_bytes), path)
+
+
+def joblib_zlib(path: str, size_bytes: int) -> None:
+    import joblib
+
+    joblib.dump(_arrays(size_bytes), path, compress=("zlib", 3))
+
+
+def npy(path: str, size_bytes: int) -> None:
+    import numpy
+
+    numpy.save(path, _arrays(size_bytes * _LAYERS)["layer0.weight"])
+
+
+def npz(path: str, size_bytes: int) -> None:
+    import numpy
+
+    numpy.savez(path, **_arrays(size_bytes))
+
+
+def _onnx(size_bytes: int) -> Any:
+    import onnx
+    from onnx import helper, numpy_helper
+
+    arrays = _arrays(size_bytes)
+    width = len(arrays["layer0.weight"])
+    nodes, flows = [], "X"
+    for i, name in enumerate(arrays):
+        nodes += [helper.make_node("MatMul", [flows, name], [f"sum{i}"]), helper.make_node("Relu", [f"sum{i}"], [f"layer{i}"])]
+        flows = f"layer{i}"
+    number = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "layers",
+        [helper.make_tensor_value_info("X", number, ["rows", width])],
+        [helper.make_tensor_value_info(flows, number, ["rows", width])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    # The oldest versions that every onnxruntime of the last years reads.
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def onnx_inside(path: str, size_bytes: int) -> None:
+    import onnx
+
+    onnx.save(_onnx(size_bytes), path)
+
+
+def onnx_external(path: str, size_bytes: int) -> None:
+    import onnx
+
+    onnx.save(_onnx(size_bytes), path, save_as_external_data=True, location=os.path.basename(path) + ".data", size_threshold=1024)
+
+
+def safetensors(path: str, size_bytes: int) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(_arrays(size_bytes), path)
+
+
+def _torch_module(size_bytes: int) -> Any:
+    import torch
+
+    width = math.ceil(math.sqrt(size_bytes / _LAYERS / _ITEM_BYTES))
+    layers = [layer for _ in range(_LAYERS) for layer in (torch.nn.Linear(width, width), torch.nn.ReLU())]
+    return torch.nn.Sequential(*layers).eval()
+
+
+def torch_state_dict(path: str, size_bytes: int) -> None:
+    import torch
+
+    torch.save(_torch_module(size_bytes).state_dict(), path)
+
+
+def torchscript(path: str, size_bytes: int) -> None:
+    import torch
+
+    torch.jit.save(torch.jit.script(_torch_module(size_bytes)), path)
+
+
+def lightgbm(path: str, size_bytes: int) -> None:
+    """A few large trees, trained, then repeated: a text file of hundreds of MB takes LightGBM an hour to train."""
+    import lightgbm
+    import numpy
+
+    generator = numpy.random.default_rng(0)
+    rows, values = generator.standard_normal((_BOOSTED_ROWS, 16)), generator.standard_normal(_BOOSTED_ROWS)
+    settings = {"num_leaves": 8192, "min_data_in_leaf": 2, "verbose": -1, "num_threads": 2}
+    booster = lightgbm.train(settings, lightgbm.Dataset(rows, values), num_boost_round=_COPIED_TREES)
+    text = booster.model_to_string()
+    head, _, rest = text.partition("Tree=0\n")
+    trees, end, tail = rest.partition("end of trees")
+    each = [f"\n{tree}" for tree in ("\n" + "Tree=0\n" + trees).split("\nTree=")[1:]]
+    bodies = [tree.partition("\n")[2].partition("\n")[2].rstrip("\n") + "\n\n\n" for tree in each]
+    count = max(_COPIED_TREES, size_bytes // (sum(map(len, bodies)) // _COPIED_TREES))
+    blocks = [f"Tree={i}\n{bodies[i % _COPIED_TREES]}" for i in range(count)]
+    before, _, after = head.partition("tree_sizes=")
+    sizes = " ".join(str(len(block)) for block in blocks)
+    with open(path, "w", encoding="ascii") as file:
+        file.write(f"{before}tree_sizes={sizes}{after[after.index(chr(10)):]}")
+        file.writelines(blocks)
+        file.write(end + tail)
+
+
+def xgboost(path: str, size_bytes: int) -> None:
+    import numpy
+    import xgboost
+
+    generator = numpy.random.default_rng(0)
+    data = xgboost.DMatrix(generator.standard_normal((_BOOSTED_ROWS, 16)), generator.standard_normal(_BOOSTED_ROWS))
+    settings = {"max_depth": 15, "min_child_weight": 0, "tree_method": "hist", "nthread": 2}
+    probe = xgboost.train(settings, data, num_boost_round=1)
+    rounds = max(1, math.ceil(size_bytes / len(probe.save_raw("ubj"))))
+    xgboost.train(settings, data, num_boost_round=rounds - 1, xgb_model=probe).save_model(path)
+
+
+def _keras_model(size_bytes: int) -> Any:
+    import keras
+
+    width = math.ceil(math.sqrt(size_bytes / _LAYERS / _ITEM_BYTES))
+    return keras.Sequential([keras.Input((width,)), *(keras.layers.Dense(width, "relu") for _ in range(_LAYERS))])
+
+
+def keras(path: str, size_bytes: int) -> None:
+    _keras_model(size_bytes).save(path)
+
+
+def saved_model(path: str, size_bytes: int) -> None:
+    _keras_model(size_bytes).export(path, verbose=False)
+
+
+def gguf(path: str, size_bytes: int) -> None:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "llama")
+    for name, array in _arrays(size_bytes).items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
