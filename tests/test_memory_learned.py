@@ -244,7 +244,7 @@ def test_what_was_measured_replaces_what_is_not_exact() -> None:
 
 
 def test_recording_needs_no_framework_and_little_memory(tmp_path: Path) -> None:
-    """At most 3 MiB with json and platformdirs; nothing that a load would notice."""
+    """At most 5 MiB with json and platformdirs, which the first load of a large file pays."""
     assert (
         run_child(
             """
@@ -260,5 +260,5 @@ def test_recording_needs_no_framework_and_little_memory(tmp_path: Path) -> None:
             """,
             environment={"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)},
         )
-        <= 3 * MIB
+        <= 5 * MIB
     )
