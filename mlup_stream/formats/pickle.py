@@ -76,6 +76,7 @@ class PickleStructure:
         largest_payload_bytes: The largest of the payloads.
         payloads: How many there are.
         steps: How many frames and opcodes the walk stepped over.
+        trailing_bytes: What follows the pickle in the file; 0 if the walk did not come to its end. Counts as structure.
         whole: Whether the walk came to the end of the pickle. If not, the rest of the file counts as structure.
         fetched: After `scan`, the memo's indices that are ever asked for; None after `walk`.
     """
@@ -87,28 +88,30 @@ class PickleStructure:
     largest_payload_bytes: int
     payloads: int
     steps: int
+    trailing_bytes: int
     whole: bool
     fetched: frozenset[int] | None = None
 
 
-def walk(given: Any, name: str | None = None, *, max_steps: int = _MAX_STEPS) -> PickleStructure:
+def walk(given: Any, name: str | None = None, *, max_steps: int = _MAX_STEPS, start: int = 0) -> PickleStructure:
     """The structure, frame by frame: what lies within a frame is not looked at.
 
     Args:
         given: A view, a path, a buffer or a seekable binary file.
         name: What to call it in a message.
         max_steps: After how many frames and opcodes to give up (`whole` is then False). Protocols before 4 have no frames, and
-            each opcode is a step: about 0.2 us.
+            each opcode is a step: about 0.6 us.
+        start: Where in the file the pickle begins; all figures go on being of the whole file.
 
     Raises:
         CorruptModelError: The pickle is truncated, a length leads past its end, or an opcode is unknown.
     """
     with Source(given, name) as source:
-        return _Walk(source).run(into_frames=False, max_steps=max_steps)
+        return _Walk(source).run(into_frames=False, max_steps=max_steps, start=start)
 
 
 def scan(given: Any, name: str | None = None, *, max_steps: int = 2**62) -> PickleStructure:
-    """The structure, opcode by opcode, frames and all: about 0.2 us for each opcode.
+    """The structure, opcode by opcode, frames and all: about 0.6 us for each opcode.
 
     Raises:
         CorruptModelError: As `walk`.
@@ -144,9 +147,9 @@ class _Walk:
         self._payload_bytes = self._text_bytes = self._largest = self._payloads = 0
         self._fetched: set[int] = set()
 
-    def run(self, *, into_frames: bool, max_steps: int) -> PickleStructure:
+    def run(self, *, into_frames: bool, max_steps: int, start: int = 0) -> PickleStructure:
         size = self._source.size_bytes
-        at = steps = 0
+        at, steps = start, 0
         frame_end = -1
         whole = False
         while steps < max_steps and not whole:
@@ -157,6 +160,7 @@ class _Walk:
             opcode = self._opcode(at)
             follows = _AFTER[opcode]
             if follows == _STOP:
+                at += 1
                 whole = True
             elif follows == _FRAME:
                 length = self._number(at + 1, 8)
@@ -184,6 +188,7 @@ class _Walk:
             self._largest,
             self._payloads,
             steps,
+            size - at if whole else 0,
             whole,
             frozenset(self._fetched) if into_frames else None,
         )

@@ -50,7 +50,7 @@ class PickleBinarizer(FormatBinarizer):
         structure = walk(file, loaded.name)
         file.seek(0)
         if _is_mostly_payload(structure, loaded):
-            return _load_payload(file, loaded, None, options)
+            return load_payload(file, loaded, None, options)
         loaded.placement = Placement(0, structure.payload_bytes)
         return _load_objects(file, loaded, options)
 
@@ -59,7 +59,7 @@ class PickleBinarizer(FormatBinarizer):
         structure = walk(view, loaded.name)
         with view.open() as file:
             if _is_mostly_payload(structure, loaded):
-                return _load_payload(file, loaded, view, options)
+                return load_payload(file, loaded, view, options)
             loaded.placement = Placement(0, structure.payload_bytes)
             return _load_objects(file, loaded, options)
 
@@ -79,7 +79,7 @@ class PickleBinarizer(FormatBinarizer):
     def is_corrupt(cls, error: Exception) -> bool:
         # Opcodes that do not fit together raise anything (an int is called, None is appended to); so does a class of the model
         # that does not like its state, which is no damage of the file.
-        return isinstance(error, (EOFError, pickle.UnpicklingError)) or _was_raised_by_unpickler(error)
+        return isinstance(error, (EOFError, pickle.UnpicklingError)) or is_of_unpickler(error)
 
 
 def _is_mostly_payload(structure: PickleStructure, loaded: LoadedFile) -> bool:
@@ -87,7 +87,7 @@ def _is_mostly_payload(structure: PickleStructure, loaded: LoadedFile) -> bool:
     return structure.whole and structure.payloads > 0 and structure.payload_bytes >= structure.structure_bytes * share
 
 
-def _load_payload(file: BinaryIO, loaded: LoadedFile, view: View | None, options: dict[str, Any]) -> Any:
+def load_payload(file: BinaryIO, loaded: LoadedFile, view: View | None, options: dict[str, Any]) -> Any:
     from mlup_stream.ml.binarization.placing import Placer
     from mlup_stream.ml.binarization.unpickler import InPlaceUnpickler
 
@@ -132,10 +132,15 @@ def _refuse_lies(file: BinaryIO, loaded: LoadedFile, error: MemoryError) -> None
         raise lie from error
 
 
-def _was_raised_by_unpickler(error: Exception) -> bool:
-    """Whether the innermost frame is the unpickler's own (code in C has none), and not that of a class of the model."""
+def innermost_module(error: BaseException) -> str:
+    """The name of the Python module that raised; for code in C, of the one that called it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    return raised_in == "pickle" or raised_in.startswith("mlup_stream.ml.binarization.")
+    return str(trace.tb_frame.f_globals.get("__name__", "")) if trace is not None else ""
+
+
+def is_of_unpickler(error: BaseException) -> bool:
+    """Whether an unpickler itself raised this, and not a class of the model."""
+    module = innermost_module(error)
+    return not isinstance(error, OSError) and (module == "pickle" or module.startswith("mlup_stream.ml.binarization."))
