@@ -1,0 +1,159 @@
+"""Real loads under real limits, from far too small to ample: a correct prediction or MemoryBudgetExceeded, and no process dies.
+
+The model is 256 MB. A limit is what the process has taken once everything is imported, and a number of bytes on top.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from child import run_child
+from limits import needs_cgroups, run_limited
+from models import BIG_BYTES, KINDS
+
+from mlup_stream.units import MIB
+
+pytestmark = [
+    pytest.mark.big,
+    pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="control groups and RLIMIT_DATA as Linux has them"),
+]
+
+FORMATS = ("pickle", "joblib", "npy", "onnx", "safetensors")
+
+# On top of the bare process, in MiB: what an in-place load needs and less than that, and fractions of the file for copies of it.
+AUTO = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 640)
+ASKED = {
+    "path": (16, 128, 248, 264, 280, 400, 640),
+    "stream": (16, 248, 264, 280, 640),
+    "bytes": (128, 264, 500, 530, 560, 700),
+}
+
+BARE = """
+import importlib
+for name in imports.split(", "):
+    importlib.import_module(name)
+import numpy
+import mlup_stream as mlup
+from mlup_stream.memory import proc
+from mlup_stream.memory.cgroup import memory_cgroups
+from mlup_stream.memory.meter import snapshot
+conf = mlup.Config(storage_type="disk", storage_kwargs={"path_to_files": path, "delivery": "auto"})
+up = mlup.UP(conf=conf)
+"""
+
+MEASURE_BARE = (
+    BARE
+    + """
+import mlup_stream.ml.plan, mlup_stream.ml.binarization.detection, mlup_stream.memory.reclaim
+loaded = up.ml._find()
+mlup_stream.ml.plan.choose_binarizer(loaded, conf)
+loaded.release()
+mlup_stream.memory.reclaim.give_back()
+group = memory_cgroups()[0] if memory_cgroups() else None
+used = 0
+if group is not None:
+    use = "memory.usage_in_bytes" if group.version == 1 else "memory.current"
+    wanted = (b"total_active_file ", b"total_inactive_file ") if group.version == 1 else (b"active_file ", b"inactive_file ")
+    statistics = proc.read_file(group.folders[0] + "/memory.stat")
+    used = int(proc.read_file(group.folders[0] + "/" + use)) - sum(proc.number_after(statistics, name) for name in wanted)
+answer([used, proc.status()["VmData"]])
+"""
+)
+
+LOAD = (
+    BARE
+    + """
+from mlup_stream.errors import MemoryBudgetExceeded
+conf.storage_kwargs["delivery"] = delivery
+try:
+    up.ml.load()
+    model = up.ml.model_obj
+    answer(["loaded", up.ml.report.delivery, eval(answer_of)])
+except MemoryBudgetExceeded as error:
+    answer(["refused", delivery, str(error)])
+"""
+)
+
+
+class Subject(NamedTuple):
+    """A model file, its right answer, and what a process needs before it loads it."""
+
+    path: Path
+    kind: Any
+    said: float
+    bare_bytes: int
+    bare_data_bytes: int
+
+    def arguments(self) -> dict[str, Any]:
+        return {"path": str(self.path), "imports": self.kind.imports, "answer_of": self.kind.answer_of}
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    """A model of 256 MB of each format in turn, removed before the next is made."""
+    kind = KINDS[request.param]
+    for module in kind.imports.split(", "):
+        pytest.importorskip(module, reason=f"{request.param} needs {module}")
+    path = tmp_path_factory.mktemp("limits") / kind.file_name
+    kind.build(path, BIG_BYTES)
+    arguments = {"path": str(path), "imports": kind.imports, "answer_of": kind.answer_of}
+    try:
+        outcome, _, said = run_child(LOAD, delivery="path", **arguments)
+        assert outcome == "loaded"
+        measure: Callable[..., Any] = run_child if needs_cgroups.args[0] else run_limited
+        limit = {} if needs_cgroups.args[0] else {"limit_bytes": None}
+        bare_bytes, bare_data_bytes = measure(MEASURE_BARE, **limit, **arguments)
+        yield Subject(path, kind, said, bare_bytes, bare_data_bytes)
+    finally:
+        path.unlink()
+
+
+def outcomes(subject: Subject, by: str, steps: list[tuple[str, int]]) -> list[tuple[str, int, Any]]:
+    """What became of each delivery under each number of MiB on top of the bare process; two at a time."""
+    bare_bytes = subject.bare_bytes if by == "cgroup" else subject.bare_data_bytes
+
+    def step(of: tuple[str, int]) -> tuple[str, int, Any]:
+        delivery, more = of
+        limit_bytes = bare_bytes + more * MIB
+        # What an earlier step learned would hide what the headers say.
+        environment = {"MLUP_STREAM_LEARNED": "0"}
+        arguments = {**subject.arguments(), "delivery": delivery, "environment": environment}
+        return delivery, more, run_limited(LOAD, limit_bytes=limit_bytes, by=by, **arguments)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(step, steps))
+
+
+def check(subject: Subject, found: list[tuple[str, int, Any]]) -> None:
+    """Each outcome is one of the two; an ample limit is enough for everything, and what was refused told why."""
+    for delivery, more, (outcome, _, said) in found:
+        context = f"{delivery} with {more} MiB: {outcome}: {said}"
+        if outcome == "loaded":
+            assert said == subject.said, context
+        else:
+            assert outcome == "refused", context
+            assert subject.path.name in said, context
+            assert more < 640, context
+    # Sweeps in which nothing was refused, or nothing loaded, would not have looked at the edge.
+    assert {"loaded", "refused"} == {outcome for delivery, _, (outcome, _, _) in found if delivery == "bytes"}
+
+
+@needs_cgroups
+def test_under_any_limit_of_a_control_group_a_load_answers_or_is_refused(subject: Subject) -> None:
+    """31 limits from 2 MiB above the bare process to two and a half times the file, through every delivery."""
+    steps = [("auto", more) for more in AUTO] + [(delivery, more) for delivery, mores in ASKED.items() for more in mores]
+    check(subject, outcomes(subject, "cgroup", steps))
+
+
+def test_under_any_data_limit_a_load_answers_or_is_refused(subject: Subject) -> None:
+    """The same under RLIMIT_DATA, which needs no rights; all of the limits where control groups cannot be made, 12 otherwise."""
+    steps = [("auto", more) for more in AUTO] + [(delivery, more) for delivery, mores in ASKED.items() for more in mores]
+    if not needs_cgroups.args[0]:
+        steps = [("auto", 2), ("auto", 8), ("auto", 24), ("auto", 64), ("path", 128), ("path", 264), ("path", 400)]
+        steps += [("stream", 264), ("bytes", 264), ("bytes", 530), ("bytes", 560), ("bytes", 700)]
+    check(subject, outcomes(subject, "data", steps))
