@@ -133,18 +133,15 @@ def _load_arrays(file: BinaryIO, loaded: LoadedFile, view: View | None, fetched:
     class Unpickler(JoblibUnpickler):
         model_name = loaded.name
 
-    placer = Placer(loaded, view, file) if view is not None else None
+    placer = Placer(loaded, view, file)
     unpickler = Unpickler(file, placer, fetched=fetched)
     try:
         with collector_paused():
             model = unpickler.load()
     finally:
         unpickler.forget()
-    if placer is None:
-        loaded.placement = Placement(0, unpickler.copied_bytes)
-    else:
-        placer.drop_unused()
-        loaded.placement = placer.placement()
+    placer.drop_unused()
+    loaded.placement = placer.placement()
     return model
 
 

@@ -25,6 +25,7 @@ from mlup_stream.units import MIB
 __all__ = ["BeforeJoblib010", "HasArrays", "JoblibUnpickler", "ObjectUnpickler", "Unpacked"]
 
 _SWAPPED = ">" if sys.byteorder == "little" else "<"
+_SWAPPED_COPIED = "of the other byte order, turned into this machine's"
 _PIECE_BYTES = 1 * MIB
 
 
@@ -75,8 +76,6 @@ class JoblibUnpickler(FindsClasses, InPlaceUnpickler):
     """See `InPlaceUnpickler`; arrays are left in the file wherever the placer leaves them there."""
 
     format_name = "joblib file"
-    copied_bytes = 0
-    """The payload that was read so far without a placer's account of it."""
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(InPlaceUnpickler.dispatch)
 
     def load_build(self) -> None:
@@ -110,38 +109,24 @@ class JoblibUnpickler(FindsClasses, InPlaceUnpickler):
         return array
 
     def _payload(self, wrapper: Any) -> Any:
-        import numpy as np
-
-        dtype = wrapper.dtype
+        dtype, order = wrapper.dtype, wrapper.order
         shape = tuple(int(each) for each in wrapper.shape)
         size_bytes = math.prod(shape) * dtype.itemsize
-        if min(shape, default=0) < 0 or wrapper.order not in ("C", "F"):
-            raise pickle.UnpicklingError(f"an array of shape {shape} in order {wrapper.order!r}")
-        if self._size_bytes is not None:
-            offset = self._file.tell()
-            if offset + size_bytes > self._size_bytes:
-                raise EOFError(f"expected {size_bytes} bytes of an array at {offset}, found {self._size_bytes - offset}")
-            if self._placer is not None and not _is_swapped(dtype):
-                self._file.seek(offset + size_bytes)
-                # From now on, what a __setstate__ copied is dropped from the map.
-                self.has_late = True
-                return self._placer.array(offset, dtype, shape, wrapper.order)
-        if size_bytes == 0:
-            return np.empty(shape, dtype, wrapper.order)
-        held = np.empty(size_bytes, np.uint8)
-        self._fill(held.data)
-        self.copied_bytes += size_bytes
-        if self._placer is not None:
-            self._placer.copied(size_bytes, "of the other byte order, turned into this machine's")
-        return np.ndarray(shape, dtype, held, order=wrapper.order)
-
-    def _fill(self, target: memoryview) -> None:
-        position = 0
-        while position < len(target):
-            count = self._file.readinto(target[position : position + _PIECE_BYTES])
-            if not count:
-                raise EOFError(f"expected {len(target)} bytes of an array, found {position}")
-            position += count
+        if min(shape, default=0) < 0 or order not in ("C", "F"):
+            raise pickle.UnpicklingError(f"an array of shape {shape} in order {order!r}")
+        assert self._placer is not None  # a joblib file is never read without one
+        if self._size_bytes is None:
+            return self._placer.from_stream(self._file, dtype, shape, order)
+        offset = self._file.tell()
+        if offset + size_bytes > self._size_bytes:
+            raise EOFError(f"expected {size_bytes} bytes of an array at {offset}, found {self._size_bytes - offset}")
+        if _is_swapped(dtype):
+            return self._placer.from_stream(self._file, dtype, shape, order, because=_SWAPPED_COPIED)
+        # From now on, what a __setstate__ has copied is dropped from the map.
+        self.has_late = self._leaves_unread
+        array = self._placer.array(offset, dtype, shape, order)
+        self._file.seek(offset + size_bytes)
+        return array
 
     def _exactly(self, size_bytes: int) -> bytes:
         data: bytes = self._file.read(size_bytes)

@@ -97,14 +97,14 @@ def load_payload(file: BinaryIO, loaded: LoadedFile, view: View | None, options:
     structure = scan(file, loaded.name)
     file.seek(0)
     placer = Placer(loaded, view, file)
-    unpickler = Unpickler(file, placer if view is not None else None, fetched=structure.fetched, **options)
+    unpickler = Unpickler(file, placer, fetched=structure.fetched, **options)
     try:
         with collector_paused():
             model = unpickler.load()
     finally:
         unpickler.forget()
     placer.drop_unused()
-    loaded.placement = placer.placement() if view is not None else Placement(0, structure.payload_bytes)
+    loaded.placement = placer.placement() if placer.maps else Placement(0, structure.payload_bytes)
     return model
 
 

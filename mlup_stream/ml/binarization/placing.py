@@ -17,12 +17,14 @@ from mlup_stream.delivery.kinds import Mapping, Optimize
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.view import View
-from mlup_stream.units import format_bytes
+from mlup_stream.units import MIB, format_bytes
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Placer", "read_into"]
+__all__ = ["Placer", "fill"]
+
+_PIECE_BYTES = 1 * MIB
 
 _NOT_ALIGNED_COPIED = "not aligned to their items, copied for speed"
 _NOT_ALIGNED_MAPPED = "not aligned to their items, mapped: a BLAS call copies them each time; `mlup-stream pack` aligns them"
@@ -63,6 +65,11 @@ class Placer:
         self._unused: list[int] = []
         self._last_number = 0
 
+    @property
+    def maps(self) -> bool:
+        """Whether anything stays in the map at all."""
+        return not self._copies_all
+
     def array(
         self,
         offset: int,
@@ -80,18 +87,39 @@ class Placer:
             order: `"C"` or `"F"`.
             subtype: A subclass to make, by default `numpy.ndarray`.
         """
+        size_bytes = math.prod(shape) * dtype.itemsize
+        held = self.hold(offset, size_bytes, dtype)
+        if held is not None:
+            return _over(held, dtype, shape, order, subtype)
+        because = _NOT_ALIGNED_COPIED if not self._copies_all else None if self._view is None else _NOT_A_FILE
+        before = self._file.tell()
+        self._file.seek(offset)
+        array = self.from_stream(self._file, dtype, shape, order, subtype, because=because)
+        self._file.seek(before)
+        return array
+
+    def from_stream(
+        self,
+        stream: Any,
+        dtype: np.dtype[Any],
+        shape: Sequence[int],
+        order: str = "C",
+        subtype: type[np.ndarray[Any, Any]] | None = None,
+        *,
+        because: str | None = None,
+    ) -> np.ndarray[Any, Any]:
+        """The array whose payload comes next in a binary stream, in memory of its own; see `array`.
+
+        Raises:
+            EOFError: The stream ends before that.
+        """
         import numpy as np
 
         size_bytes = math.prod(shape) * dtype.itemsize
-        held = self.hold(offset, size_bytes, dtype)
-        if held is None:
-            held = np.empty(size_bytes, np.uint8)
-            read_into(self._file, offset, held.data)
-            because = _NOT_ALIGNED_COPIED if not self._copies_all else None if self._view is None else _NOT_A_FILE
-            self.copied(size_bytes, because)
-        new: Any = np.ndarray.__new__
-        array: np.ndarray[Any, Any] = new(subtype or np.ndarray, tuple(shape), dtype, buffer=held, order=order)
-        return array
+        held = np.empty(size_bytes, np.uint8)
+        fill(held.data, stream)
+        self.copied(size_bytes, because if size_bytes else None)
+        return _over(held, dtype, shape, order, subtype)
 
     def hold(
         self, offset: int, size_bytes: int, dtype: np.dtype[Any] | None = None, *, writable: bool = True
@@ -171,19 +199,29 @@ def _said(reason: str, count: int, size_bytes: int) -> str:
     return f"{count} {'array' if count == 1 else 'arrays'} ({format_bytes(size_bytes)}): {reason}"
 
 
-def read_into(file: BinaryIO, offset: int, target: memoryview) -> None:
-    """Fills `target` from `offset` of `file`, whose cursor stays where it was.
+def _over(
+    held: np.ndarray[Any, Any], dtype: np.dtype[Any], shape: Sequence[int], order: str, subtype: type[Any] | None
+) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    new: Any = np.ndarray.__new__
+    if held.size == 0:
+        empty: np.ndarray[Any, Any] = new(subtype or np.ndarray, tuple(shape), dtype, order=order)
+        return empty
+    array: np.ndarray[Any, Any] = new(subtype or np.ndarray, tuple(shape), dtype, buffer=held, order=order)
+    return array
+
+
+def fill(target: memoryview, stream: Any) -> None:
+    """Fills `target` with what comes next in a binary stream, in pieces: some streams make one object of what is asked for.
 
     Raises:
-        EOFError: The file ends before that.
+        EOFError: The stream ends before that.
     """
-    before = file.tell()
-    file.seek(offset)
     target = target.cast("B")
     position = 0
     while position < len(target):
-        count = file.readinto(target[position:])  # type: ignore[attr-defined]  # BinaryIO leaves it out
+        count = stream.readinto(target[position : position + _PIECE_BYTES])
         if not count:
-            raise EOFError(f"expected {len(target)} bytes at {offset}, found {position}")
+            raise EOFError(f"expected {len(target)} bytes, found {position}")
         position += count
-    file.seek(before)

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, ClassVar
 from mlup_stream.formats.pickle import PAYLOAD_BYTES
 from mlup_stream.ml.binarization.late import LATE, Late, LateTuple, settling_opcodes, standard
 from mlup_stream.ml.binarization.pickle_input import CheckedFile
-from mlup_stream.ml.binarization.placing import Placer, read_into
+from mlup_stream.ml.binarization.placing import Placer, fill
 
 __all__ = ["InPlaceUnpickler"]
 
@@ -53,7 +53,7 @@ class InPlaceUnpickler(_Standard):  # type: ignore[misc]  # see above
 
     Args:
         file: A binary file; nothing is left in place of one that cannot seek.
-        placer: Places arrays on the map; None reads every payload, as the standard unpickler does.
+        placer: Places arrays on the map; None, or one that maps nothing, reads payloads as the standard unpickler does.
         fetched: The memo's indices that the pickle asks for, from `mlup_stream.formats.pickle.scan`; nothing else is kept.
             None keeps everything.
         late_bytes: From which size on a payload is left unread.
@@ -75,7 +75,8 @@ class InPlaceUnpickler(_Standard):  # type: ignore[misc]  # see above
         super().__init__(checked, **options)
         self._file: Any = file
         self._size_bytes = checked.size_bytes
-        self._placer = placer if checked.size_bytes is not None else None
+        self._placer = placer
+        self._leaves_unread = placer is not None and placer.maps and checked.size_bytes is not None
         self._fetched = fetched
         self._late_bytes = max(late_bytes, 1)
         self.has_late = False
@@ -116,9 +117,11 @@ class InPlaceUnpickler(_Standard):  # type: ignore[misc]  # see above
             raise pickle.UnpicklingError(f"pickle data was truncated: expected a bytearray of {size_bytes} bytes")
         data = bytearray(size_bytes)
         # The standard unframer reads bytes and copies them; outside of a frame they go where they stay at once.
-        count = self.readinto(data) if self._ahead_bytes() or self._size_bytes is None else self._file.readinto(data)
-        if count != size_bytes:
-            raise pickle.UnpicklingError(f"pickle data was truncated: expected {size_bytes} bytes, found {count}")
+        if self._ahead_bytes() or self._size_bytes is None:
+            if self.readinto(data) != size_bytes and size_bytes:
+                raise pickle.UnpicklingError(f"pickle data was truncated: expected {size_bytes} bytes")
+        else:
+            fill(memoryview(data), self._file)
         self.append(data)
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
@@ -131,7 +134,7 @@ class InPlaceUnpickler(_Standard):  # type: ignore[misc]  # see above
     def _is_left_unread(self, kind: type[Any], size_bytes: int) -> bool:
         """Steps over a payload and pushes a note of it, if it is large enough and lies whole in the file."""
         ahead_bytes = self._ahead_bytes()
-        if self._placer is None or size_bytes < self._late_bytes or (ahead_bytes and size_bytes > ahead_bytes):
+        if not self._leaves_unread or size_bytes < self._late_bytes or (ahead_bytes and size_bytes > ahead_bytes):
             return False
         offset = self._file.tell() - ahead_bytes
         if offset + size_bytes > self._size_bytes:
@@ -169,17 +172,18 @@ class InPlaceUnpickler(_Standard):  # type: ignore[misc]  # see above
     def _read(self, late: Late) -> bytes | bytearray:
         assert self._placer is not None  # or nothing would be late
         self._placer.copied(late.size_bytes, _WANTED_AS_BYTES)
-        if late.kind is bytearray:
-            data = bytearray(late.size_bytes)
-            read_into(self._file, late.offset, memoryview(data))
-            return data
         before = self._file.tell()
         self._file.seek(late.offset)
-        read: bytes = self._file.read(late.size_bytes)
+        data: bytes | bytearray
+        if late.kind is bytearray:
+            data = bytearray(late.size_bytes)
+            fill(memoryview(data), self._file)
+        else:
+            data = self._file.read(late.size_bytes)
         self._file.seek(before)
-        if len(read) != late.size_bytes:
-            raise EOFError(f"expected {late.size_bytes} bytes at {late.offset}, found {len(read)}")
-        return read
+        if len(data) != late.size_bytes:
+            raise EOFError(f"expected {late.size_bytes} bytes at {late.offset}, found {len(data)}")
+        return data
 
     # Where arrays are made upon the map
 
