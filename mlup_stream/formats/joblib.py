@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mlup_stream.errors import CorruptModelError
-from mlup_stream.formats.pickle import PAYLOAD_BYTES, walk
+from mlup_stream.formats.pickle import PAYLOAD_BYTES, scan
 from mlup_stream.formats.share import Share
 from mlup_stream.formats.source import Source
 from mlup_stream.units import KIB
@@ -128,6 +128,10 @@ class _SteppedFile:
             self._base, index = self.at, 0
         self.at += size_bytes
         return self._window[index : index + size_bytes]
+
+    @property
+    def steps_left(self) -> int:
+        return max(self._max_steps - self.steps, 0)
 
     def readline(self) -> bytes:
         parts: list[bytes] = []
@@ -281,7 +285,8 @@ class _DryUnpickler(_Standard):  # type: ignore[misc]  # private, and the same f
     def _step_over_objects(self) -> None:
         """Over the pickle that an array of objects is."""
         file = self._file
-        inner = walk(file.given, file.source.name, start=file.at)
+        # Into its frames: only its STOP tells where it ends, and frames of the outer pickle may follow.
+        inner = scan(file.given, file.source.name, max_steps=file.steps_left, start=file.at)
         if not inner.whole:
             raise _Lost
         file.at = file.source.size_bytes - inner.trailing_bytes

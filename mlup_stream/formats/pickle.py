@@ -93,7 +93,7 @@ class PickleStructure:
     fetched: frozenset[int] | None = None
 
 
-def walk(given: Any, name: str | None = None, *, max_steps: int = _MAX_STEPS, start: int = 0) -> PickleStructure:
+def walk(given: Any, name: str | None = None, *, max_steps: int = _MAX_STEPS) -> PickleStructure:
     """The structure, frame by frame: what lies within a frame is not looked at.
 
     Args:
@@ -101,23 +101,28 @@ def walk(given: Any, name: str | None = None, *, max_steps: int = _MAX_STEPS, st
         name: What to call it in a message.
         max_steps: After how many frames and opcodes to give up (`whole` is then False). Protocols before 4 have no frames, and
             each opcode is a step: about 0.6 us.
-        start: Where in the file the pickle begins; all figures go on being of the whole file.
 
     Raises:
         CorruptModelError: The pickle is truncated, a length leads past its end, or an opcode is unknown.
     """
     with Source(given, name) as source:
-        return _Walk(source).run(into_frames=False, max_steps=max_steps, start=start)
+        return _Walk(source).run(into_frames=False, max_steps=max_steps)
 
 
-def scan(given: Any, name: str | None = None, *, max_steps: int = 2**62) -> PickleStructure:
+def scan(given: Any, name: str | None = None, *, max_steps: int = 2**62, start: int = 0) -> PickleStructure:
     """The structure, opcode by opcode, frames and all: about 0.6 us for each opcode.
+
+    Args:
+        given: As for `walk`.
+        name: As for `walk`.
+        max_steps: After how many opcodes to give up (`whole` is then False).
+        start: Where in the file the pickle begins; all figures go on being of the whole file.
 
     Raises:
         CorruptModelError: As `walk`.
     """
     with Source(given, name) as source:
-        return _Walk(source).run(into_frames=True, max_steps=max_steps)
+        return _Walk(source).run(into_frames=True, max_steps=max_steps, start=start)
 
 
 def share(given: Any, name: str | None = None) -> Share:
