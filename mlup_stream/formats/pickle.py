@@ -27,7 +27,6 @@ PAYLOAD_BYTES = 64 * KIB
 
 _WINDOW_BYTES = 64 * KIB
 _FIRST_WINDOW_BYTES = 64
-_LINE_BYTES = 64 * KIB
 _MAX_STEPS = 20_000
 
 # What follows an opcode: the number of bytes, or one of these.
@@ -303,11 +302,11 @@ class _Walk:
     def _line_end(self, at: int) -> int:
         """Where the line that begins at `at` ends, its newline included."""
         while at < self._source.size_bytes:
-            part = self._source.read(at, min(_LINE_BYTES, self._source.size_bytes - at), "pickle")
-            found = part.find(b"\n")
+            self._fill(at)
+            found = self._window.find(b"\n", at - self._base)
             if found >= 0:
-                return at + found + 1
-            at += len(part)
+                return self._base + found + 1
+            at = self._base + len(self._window)
         raise self._corrupt("a line", "the end of the file before its newline")
 
     def _decimal(self, start: int, end: int) -> int:
