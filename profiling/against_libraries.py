@@ -26,10 +26,10 @@ from mlup_stream.cli.fresh_process import ChildFailed
 
 TINY_BYTES = 4096
 ANSWERS_MAY_DIFFER = 1e-5  # of the largest number: float32 sums in another order
-FIGURES = ("peak_rss", "peak_anon", "settled_rss", "settled_anon")
+FIGURES = ("peak_rss", "peak_anon", "settled_rss", "settled_anon", "use_rss", "use_anon")
 HEADINGS = (
     *("format", "size", "load by", "seconds (lowest-highest)", "first use"),
-    *("peak RSS", "anon", "settled RSS", "anon", "answer"),
+    *("peak RSS", "anon", "settled RSS", "anon", "in use RSS", "anon", "answer"),
 )
 
 

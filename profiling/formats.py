@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import os
 import pickle
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -220,18 +219,14 @@ def prepared(
     path: str, delivery: str, *, optimize: str = "memory", options: tuple[tuple[str, Any], ...] = ()
 ) -> Callable[[], MLupModel]:
     """A function that loads `path` as its users do, by detection; everything it will import is imported already."""
+    from mlup_stream.cli.measured import warm_up
     from mlup_stream.config import Config
     from mlup_stream.delivery.loaded_file import LoadedFile
     from mlup_stream.ml.binarization.detection import detect
     from mlup_stream.ml.binarization.registry import binarization_type_of, binarizer_class
     from mlup_stream.ml.model import MLupModel
 
-    with tempfile.TemporaryDirectory() as folder:
-        # The load cycle itself imports modules when it runs first.
-        anything = os.path.join(folder, "anything.pkl")
-        with open(anything, "wb") as file:
-            pickle.dump(None, file)
-        MLupModel(conf=Config(storage_type="disk", storage_kwargs={"path_to_files": anything})).load()
+    warm_up()
     binarizer_class(binarization_type_of(detect(LoadedFile(path=path)))).prepare()
     conf = Config(
         storage_type="disk",

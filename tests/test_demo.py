@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,8 +10,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import pytest
 
 pytest.importorskip("click", reason="the command line")
@@ -19,9 +21,10 @@ pytest.importorskip("onnxruntime", reason="the demo runs an ONNX network")
 
 from click.testing import CliRunner
 
-from mlup_stream.cli import demo
+from mlup_stream.cli import demo, demo_run
 from mlup_stream.cli.demo_loads import LIBRARY
 from mlup_stream.cli.demo_models import DEMO_MODELS
+from mlup_stream.cli.fresh_process import ChildFailed
 from mlup_stream.ml.binarization.registry import binarizer_class
 
 RUN = "import sys; from mlup_stream.cli.main import main; sys.argv[0] = 'mlup-stream'; main()"
@@ -44,9 +47,18 @@ def folders_of_demo(temporary: Path) -> list[Path]:
 
 
 def measurement(answer: list[list[float]], **values: Any) -> dict[str, Any]:
-    figures = ("peak_rss", "peak_anon", "peak_anon_limit", "settled_rss", "settled_anon", "used_rss", "used_anon")
+    figures = ("peak_rss", "peak_anon", "peak_anon_limit", "settled_rss", "settled_anon", "use_rss", "use_anon")
     found = {"seconds": 0.5, "use_seconds": 0.1, "delivery": "path", "reason": "because", "peak_exact": True, "answer": answer}
     return {**found, **dict.fromkeys(figures, 2**20), **values}
+
+
+class Call(NamedTuple):
+    """In place of a `FreshCall`."""
+
+    arguments: dict[str, Any]
+
+    def ready(self) -> None:
+        pass
 
 
 class Stand:
@@ -56,26 +68,27 @@ class Stand:
         self.right = [[0.75, 0.25], [0.125, 0.875]]
         self.values = values
         self.asked: list[tuple[str, str]] = []
-        monkeypatch.setattr(demo, "call_fresh", self.train)
-        monkeypatch.setattr(demo, "call_measured", self.load)
+        monkeypatch.setattr(demo_run, "_train", self.train)
+        monkeypatch.setattr(demo_run, "_call", lambda function, arguments: contextlib.nullcontext(Call(arguments)))
+        monkeypatch.setattr(demo_run, "answer_measured", self.load)
 
-    def train(self, function: str, *, folder: str, **_: Any) -> dict[str, Any]:
+    def train(self, folder: str, size_bytes: int, step: Any) -> dict[str, Any]:
         for model in DEMO_MODELS:
             with open(os.path.join(folder, model.file), "wb") as file:
                 file.truncate(2**20)
-        return {"seconds": 1.0, "accuracy": 0.9, "answers": self.right}
+        return {name: {"seconds": 1.0, "accuracy": 0.9, "answers": self.right} for name in ("write_network", "write_forest")}
 
-    def load(self, function: str, *, model: str, delivery: str, **_: Any) -> dict[str, Any]:
-        self.asked.append((model, delivery))
+    def load(self, call: Call) -> dict[str, Any]:
+        self.asked.append((call.arguments["model"], call.arguments["delivery"]))
         return measurement(self.values.pop("answer", self.right), **self.values)
 
 
 def test_real_models_answer_alike_through_every_way_of_loading(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models that were really trained and written are loaded in fresh processes, and answer as they did when trained."""
-    ways = demo._ways
+    ways = demo_run._ways
     # Every delivery of ONNX, whose import is quick; of the others, which import scikit-learn, one each.
     few = {"pickle": ["auto"], "joblib": [LIBRARY]}
-    monkeypatch.setattr(demo, "_ways", lambda model: few.get(model.format) or ways(model))
+    monkeypatch.setattr(demo_run, "_ways", lambda model: few.get(model.format) or ways(model))
     done = CliRunner().invoke(demo.command, ["--size", "1MiB", "--json"], catch_exceptions=False)
     found = json.loads(done.stdout)
     assert done.exit_code == 0
@@ -124,12 +137,12 @@ def test_a_load_that_dies_is_a_row_and_an_exit_code(temporary: Path, monkeypatch
     """A child that ends without an answer fails the demo, and the table goes on."""
     stand = Stand(monkeypatch)
 
-    def die(function: str, **arguments: Any) -> dict[str, Any]:
-        if arguments["delivery"] == "bytes":
-            raise demo.ChildFailed(function, -9, "")
-        return stand.load(function, **arguments)
+    def die(call: Call) -> dict[str, Any]:
+        if call.arguments["delivery"] == "bytes":
+            raise ChildFailed("measure", -9, "")
+        return stand.load(call)
 
-    monkeypatch.setattr(demo, "call_measured", die)
+    monkeypatch.setattr(demo_run, "answer_measured", die)
     done = CliRunner().invoke(demo.command, ["--size", "1MiB"], catch_exceptions=False)
     assert done.exit_code == 1
     assert "failed" in done.stdout
@@ -139,7 +152,7 @@ def test_a_load_that_dies_is_a_row_and_an_exit_code(temporary: Path, monkeypatch
 
 def test_what_the_system_does_not_say_is_not_guessed(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without /proc there is no anon, and no mark that can be set back: the table says so, and has no number there."""
-    Stand(monkeypatch, peak_exact=False, peak_anon=None, settled_anon=None, used_anon=None)
+    Stand(monkeypatch, peak_exact=False, peak_anon=None, settled_anon=None, use_anon=None)
     done = CliRunner().invoke(demo.command, ["--size", "1MiB"], catch_exceptions=False)
     assert done.exit_code == 0
     assert "1.00*" in done.stdout
@@ -185,9 +198,12 @@ def test_an_interrupted_demo_leaves_nothing(number: int, temporary: Path) -> Non
             assert time.monotonic() < deadline
             time.sleep(0.05)
         time.sleep(0.3)  # into the training
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
         process.send_signal(number)
-        # Only when the child has ended too do the pipes close.
         process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
     finally:
         process.kill()
         process.wait()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import math
 import os
 import shutil
 import signal
@@ -23,15 +22,11 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mlup_stream.cli.demo_loads import LIBRARY
-from mlup_stream.cli.demo_models import DEMO_MODELS, DemoModel
+from mlup_stream.cli.demo_run import run, steps
 from mlup_stream.cli.demo_table import print_results
 from mlup_stream.cli.exit_codes import exit_on_error
-from mlup_stream.cli.fresh_process import ChildFailed, call_fresh
-from mlup_stream.cli.measured import call_measured
-from mlup_stream.constants import Delivery
+from mlup_stream.cli.fresh_process import ChildFailed
 from mlup_stream.extras import require
-from mlup_stream.ml.binarization.registry import binarizer_class
 from mlup_stream.units import MIB, format_bytes, parse_bytes
 
 __all__ = ["command"]
@@ -39,11 +34,6 @@ __all__ = ["command"]
 _NEEDED = ("numpy", "sklearn", "joblib", "onnx", "onnxruntime")
 # The network's pickle is three times its weights (see demo_models), the forest and the ONNX file are one `--size` each.
 _DISK_PER_SIZE = 5.2
-_CHILD_SECONDS = 300
-# What a demo's loads took is not to be remembered: its files will be gone.
-_CHILD_ENVIRONMENT = {"MLUP_STREAM_LEARNED": "0"}
-
-_DELIVERIES = [kind.value for kind in Delivery]
 
 
 def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
@@ -68,10 +58,7 @@ def command(size_bytes: int, keep: str | None, as_json: bool) -> None:
             if importlib.util.find_spec(name) is None:
                 require(name, "the demo's models")
     with _folder(keep, int(size_bytes * _DISK_PER_SIZE)) as folder:
-        try:
-            results = _run(folder, size_bytes)
-        except ChildFailed as error:
-            raise click.ClickException(f"the models could not be made: {error}") from error
+        results = _run(folder, size_bytes)
     agree = all(load["agrees"] for result in results for load in result["loads"])
     if as_json:
         click.echo(json.dumps({"models": results, "agree": agree, "seconds": time.perf_counter() - started}, indent=2))
@@ -109,70 +96,20 @@ def _folder(keep: str | None, needed_bytes: int) -> Iterator[str]:
 
 
 def _run(folder: str, size_bytes: int) -> list[dict[str, Any]]:
-    """Trains, loads, compares: for each model what it is and a dictionary per load."""
-    plans = [(model, _ways(model)) for model in DEMO_MODELS]
-    bar = Progress(
-        BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"), console=Console(stderr=True)
-    )
-    with bar:
-        task = bar.add_task("", total=2 + sum(len(ways) for _, ways in plans))
-        trained = {}
-        for function, what in (("write_network", "a network"), ("write_forest", "a forest")):
-            bar.update(task, description=f"training {what} on scikit-learn's digits")
-            trained[function] = call_fresh(
-                f"mlup_stream.cli.demo_models:{function}", timeout_seconds=_CHILD_SECONDS, folder=folder, size_bytes=size_bytes
-            )
-            bar.advance(task)
-        results = []
-        for model, ways in plans:
-            source = trained["write_forest" if model.file.startswith("forest") else "write_network"]
-            loads = []
-            for way in ways:
-                bar.update(task, description=f"loading {model.file}: {way}")
-                loads.append(_load(folder, model, way, source["answers"]))
-                bar.advance(task)
-            results.append(
-                {
-                    "model": model.title,
-                    "file": model.file,
-                    "size_bytes": os.path.getsize(os.path.join(folder, model.file)),
-                    "training_seconds": source["seconds"],
-                    "accuracy": source["accuracy"],
-                    "loads": loads,
-                }
-            )
-        bar.update(task, description="done")
+    """The demo itself, with a progress bar on standard error."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=steps())
+        begun = 0
+
+        def step(what: str) -> None:
+            nonlocal begun
+            bar.update(task, description=what, completed=begun)
+            begun += 1
+
+        try:
+            results = run(folder, size_bytes, step)
+        except ChildFailed as error:
+            raise click.ClickException(f"the models could not be made: {error}") from error
+        bar.update(task, description="done", completed=begun)
     return results
-
-
-def _ways(model: DemoModel) -> list[str]:
-    """The library's own call, what auto chooses, and each delivery that the format's binarizer accepts."""
-    accepted = [kind.value for kind in binarizer_class(model.format).deliveries]
-    return [LIBRARY, *(kind for kind in _DELIVERIES if kind == Delivery.AUTO.value or kind in accepted)]
-
-
-def _load(folder: str, model: DemoModel, way: str, expected: list[list[float]]) -> dict[str, Any]:
-    label = model.library_call if way == LIBRARY else way
-    try:
-        found = call_measured(
-            "mlup_stream.cli.demo_loads:measure",
-            timeout_seconds=_CHILD_SECONDS,
-            environment=_CHILD_ENVIRONMENT,
-            folder=folder,
-            model=model.file,
-            delivery=way,
-        )
-    except ChildFailed as error:
-        return {"label": label, "way": way, "agrees": False, "failure": str(error)}
-    agrees, difference = _compare(found.pop("answer"), expected, model.tolerance)
-    return {"label": label, "way": way, "agrees": agrees, "difference": difference, **found}
-
-
-def _compare(answers: list[list[float]], expected: list[list[float]], tolerance: float) -> tuple[bool, float]:
-    """Whether each row names the same digit and no probability differs by more; and the largest difference."""
-    if [len(row) for row in answers] != [len(row) for row in expected]:
-        return False, math.inf
-    differences = [abs(a - b) for ours, theirs in zip(answers, expected, strict=True) for a, b in zip(ours, theirs, strict=True)]
-    same_digits = [row.index(max(row)) for row in answers] == [row.index(max(row)) for row in expected]
-    within = all(difference <= tolerance for difference in differences)  # a NaN is not
-    return same_digits and within, max(differences)

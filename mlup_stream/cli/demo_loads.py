@@ -5,19 +5,30 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from mlup_stream.cli.demo_models import DEMO_MODELS, ROWS_FILE, load_by_library
-from mlup_stream.cli.measured import measured
+from mlup_stream.cli.demo_models import DEMO_MODELS, ROWS_FILE, DemoModel, load_by_library
+from mlup_stream.cli.measured import measured, warm_up
 from mlup_stream.config import Config
 from mlup_stream.constants import StorageType
 from mlup_stream.extras import require
-from mlup_stream.ml.binarization.detection import detect  # noqa: F401  # imported here so that the import is not measured
 from mlup_stream.ml.binarization.registry import binarizer_class
 from mlup_stream.up import UP
 
-__all__ = ["LIBRARY", "measure"]
+__all__ = ["LIBRARY", "measure", "prepare"]
 
 LIBRARY = "library"
 """What stands in a delivery's place for the format's own library."""
+
+
+def prepare(folder: str, model: str, delivery: str) -> None:
+    """Imports what `measure` will need, so that imports are not measured as part of a load."""
+    for name in _chosen(model).libraries:
+        require(name, "the demo's models")
+    binarizer_class(_chosen(model).format).prepare()
+    warm_up()
+
+
+def _chosen(model: str) -> DemoModel:
+    return next(each for each in DEMO_MODELS if each.file == model)
 
 
 def measure(folder: str, model: str, delivery: str) -> dict[str, Any]:
@@ -31,12 +42,10 @@ def measure(folder: str, model: str, delivery: str) -> dict[str, Any]:
     Returns:
         As `measured`, the probabilities as the answer; and the `delivery` that was used, with its `reason`.
     """
-    chosen = next(each for each in DEMO_MODELS if each.file == model)
+    chosen = _chosen(model)
     path = os.path.join(folder, model)
     numpy = require("numpy", "the demo's models")
     rows = numpy.load(os.path.join(folder, ROWS_FILE))
-    for name in chosen.libraries:
-        require(name, "the demo's models")
 
     def as_lists(answer: Any) -> Any:
         return numpy.asarray(answer).reshape(len(rows), -1).tolist()
@@ -50,7 +59,6 @@ def measure(folder: str, model: str, delivery: str) -> dict[str, Any]:
         found = measured(lambda: load_by_library(chosen.format, path), ask)
         return {"delivery": delivery, "reason": "", **found}
 
-    binarizer_class(chosen.format).prepare()
     up = UP(
         conf=Config(
             storage_type=StorageType.disk,

@@ -16,7 +16,7 @@ from mlup_stream.units import format_bytes
 __all__ = ["print_results"]
 
 _HEADINGS = ("peak\nRSS", "\nanon", "settled\nRSS", "\nanon", "in use\nRSS", "\nanon", "\nseconds", "differs\nby")
-_FIGURES = ("settled_rss", "settled_anon", "used_rss", "used_anon")
+_FIGURES = ("settled_rss", "settled_anon", "use_rss", "use_anon")
 
 _PIPED_WIDTH = 120  # a file has no width; without one rich assumes 80
 
@@ -24,7 +24,8 @@ _LEGEND = (
     "Ratios to the file's size, above what the imports take.",
     "RSS is all memory of the process; anon the part that nobody can take back (its peak is the highest of samples from",
     "outside, every 2 ms). The rest are pages of the file: the kernel drops them when memory is needed, processes share them.",
-    "settled: after the load. in use: after a first prediction. seconds: the load, imports excluded, the file cached.",
+    "peak: of the load. settled: after it. in use: peak of a first prediction, of 100 images. seconds: of the load, without",
+    "imports, the file cached.",
     "differs by: the largest difference of a probability from what the trained model said.",
 )
 
@@ -59,8 +60,12 @@ def print_results(results: list[dict[str, Any]], *, agree: bool, seconds: float,
         for load in result["loads"]:
             if load["way"] == Delivery.AUTO.value and load.get("reason"):
                 console.print(f"  auto chose {load['delivery']}: {load['reason']}", highlight=False)
+        failures: dict[str, list[str]] = {}
+        for load in result["loads"]:
             if "failure" in load:
-                console.print(f"  {load['label']} failed: {load['failure']}", style="red", highlight=False, markup=False)
+                failures.setdefault(load["failure"], []).append(load["label"])
+        for failure, labels in failures.items():
+            console.print(f"  {', '.join(labels)}: {failure}", style="red", highlight=False, markup=False)
     for line in _LEGEND:
         console.print(line, highlight=False, style="dim")
     if not all(load.get("peak_exact", True) for result in results for load in result["loads"]):

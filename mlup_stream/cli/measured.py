@@ -1,4 +1,4 @@
-"""What one load takes, measured in a fresh process: `measured` in that process, `call_measured` in the one that started it.
+"""What one load takes, measured in a fresh process: `measured` in that process, `answer_measured` in the one that started it.
 
 RSS is the kernel's high-water mark. No kernel keeps one of anonymous memory, and a thread inside the process does not run while
 a library holds the interpreter's lock, so that peak is sampled from outside, every 2 ms: a spike is missed only if it comes and
@@ -8,62 +8,71 @@ goes between two samples, which at the 2 GB/s at which pages come into being is 
 from __future__ import annotations
 
 import gc
+import os
+import pickle
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from mlup_stream.cli.fresh_process import call_fresh
-from mlup_stream.memory.meter import PeakMeter, Snapshot, snapshot
+from mlup_stream.cli.fresh_process import FreshCall
+from mlup_stream.memory.meter import PeakMeter, snapshot
+from mlup_stream.up import load
 
-__all__ = ["call_measured", "measured"]
+__all__ = ["answer_measured", "call_measured", "measured", "warm_up"]
 
 _INTERVAL_SECONDS = 0.002
 _ANON = re.compile(rb"^RssAnon:\s+(\d+) kB", re.MULTILINE)
 
 
-def measured(load: Callable[[], Any], use: Callable[[Any], Any]) -> dict[str, Any]:
+def warm_up() -> None:
+    """Loads a pickle of nothing, because the load cycle imports some of its own modules when it first runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "nothing.pkl")
+        with open(path, "wb") as file:
+            pickle.dump(None, file)
+        load(path)
+
+
+def measured(load_model: Callable[[], Any], use: Callable[[Any], Any]) -> dict[str, Any]:
     """Loads a model and uses it once. Imports, and anything else that is not the load, are to be done before.
 
     Returns:
-        Seconds: `use_seconds`, and for `call_measured` the times `started` and `ended`. Bytes above what was there before,
-        None where the system does not say: `peak_rss` of the load (`peak_exact`: whether the kernel marked it), `peak_anon`
-        (at least so much) and `peak_anon_limit` (at most); `settled_rss`, `settled_anon` after it; `used_rss`, `used_anon`
-        after the first use. `baseline_anon` itself. `answer`: what `use` returned, a JSON value.
+        Bytes above what was there before, None where the system does not say: `peak_rss` of the load (`peak_exact`: whether
+        the kernel marked it), `peak_anon` (at least so much) and `peak_anon_limit` (at most); `settled_rss`, `settled_anon`
+        after it; `use_rss`, `use_anon` at the peak of the use. `baseline_anon` itself. For `answer_measured`, the times `started`
+        and `ended`, `use_started` and `use_ended`. `answer`: what `use` returned, a JSON value.
     """
     gc.collect()
     baseline = snapshot()
     started = time.monotonic()
     with PeakMeter() as meter:
-        model = load()
+        model = load_model()
     ended = time.monotonic()
     gc.collect()
     settled = snapshot()
-    using = time.monotonic()
-    answer = use(model)
-    use_seconds = time.monotonic() - using
-    used = snapshot()
-    peak = meter.peak
+    use_started = time.monotonic()
+    with PeakMeter() as use_meter:
+        answer = use(model)
+    use_ended = time.monotonic()
+    peak, use_peak = meter.peak, use_meter.peak
     return {
         "started": started,
         "ended": ended,
-        "use_seconds": use_seconds,
+        "use_started": use_started,
+        "use_ended": use_ended,
         "baseline_anon": baseline.anon_bytes,
         "peak_exact": peak.rss_exact,
         "peak_rss": _above(baseline.rss_bytes, peak.rss_bytes),
         "peak_anon": _above(baseline.anon_bytes, peak.anon_low_bytes),
         "peak_anon_limit": _above(baseline.anon_bytes, peak.anon_high_bytes),
-        **_figures("settled", baseline, settled),
-        **_figures("used", baseline, used),
+        "settled_rss": _above(baseline.rss_bytes, settled.rss_bytes),
+        "settled_anon": _above(baseline.anon_bytes, settled.anon_bytes),
+        "use_rss": _above(baseline.rss_bytes, use_peak.rss_bytes),
+        "use_anon": _above(baseline.anon_bytes, use_peak.anon_low_bytes),
         "answer": answer,
-    }
-
-
-def _figures(name: str, baseline: Snapshot, now: Snapshot) -> dict[str, int | None]:
-    return {
-        f"{name}_rss": _above(baseline.rss_bytes, now.rss_bytes),
-        f"{name}_anon": _above(baseline.anon_bytes, now.anon_bytes),
     }
 
 
@@ -71,25 +80,35 @@ def _above(baseline_bytes: int | None, size_bytes: int | None) -> int | None:
     return None if baseline_bytes is None or size_bytes is None else size_bytes - baseline_bytes
 
 
-def call_measured(function: str, **arguments: Any) -> dict[str, Any]:
-    """What `function`, which returns what `measured` returned, says in a fresh process; see `call_fresh`.
+def answer_measured(call: FreshCall) -> dict[str, Any]:
+    """What a function that returns what `measured` returned says in a fresh process.
 
-    `seconds` takes the place of the two times, and `peak_anon` counts what was seen from here.
+    `seconds` and `use_seconds` take the place of the times, and `peak_anon` and `use_anon` count what was seen from here.
 
     Raises:
-        ChildFailed: As `call_fresh`.
+        ChildFailed: As `FreshCall.answer`.
     """
+    call.ready()
     watch = _Watch()
+    watch.start(call.pid)
     try:
-        found: dict[str, Any] = call_fresh(function, on_start=watch.start, **arguments)
+        found: dict[str, Any] = call.answer()
     finally:
         watch.stop()
-    started, ended, baseline_bytes = (found.pop(name) for name in ("started", "ended", "baseline_anon"))
-    found["seconds"] = ended - started
-    seen_bytes = watch.highest(started, ended)
-    if seen_bytes is not None and baseline_bytes is not None:
-        found["peak_anon"] = max(found["peak_anon"], seen_bytes - baseline_bytes)
+    baseline_bytes = found.pop("baseline_anon")
+    for prefix, figure in (("", "peak_anon"), ("use_", "use_anon")):
+        started, ended = found.pop(f"{prefix}started"), found.pop(f"{prefix}ended")
+        found[f"{prefix}seconds"] = ended - started
+        seen_bytes = watch.highest(started, ended)
+        if seen_bytes is not None and baseline_bytes is not None:
+            found[figure] = max(found[figure], seen_bytes - baseline_bytes)
     return found
+
+
+def call_measured(function: str, **arguments: Any) -> dict[str, Any]:
+    """`answer_measured` of a call of its own; see `FreshCall` for the arguments."""
+    with FreshCall(function, **arguments) as call:
+        return answer_measured(call)
 
 
 class _Watch:
