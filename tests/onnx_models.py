@@ -99,12 +99,12 @@ def function_bodies(layers: int = 2, width: int = WIDTH) -> Any:
     return _model(calls, [], width, functions=[function], opsets=[helper.make_opsetid("tests", 1)])
 
 
-def _branch(seed: int, name: str, width: int, *, constant: bool, inner: Any = None) -> Any:
-    """x @ w, where `w` is called so in every branch; `inner` is a further `If` on its result."""
-    tensor = numpy_helper.from_array(_weights(seed, width), "w")
-    nodes = [helper.make_node("MatMul", ["x", "w"], [name])]
+def _branch(seed: int, name: str, width: int, weight: str, *, constant: bool, inner: Any = None) -> Any:
+    """x @ w, where `w` has the same name in both branches of an `If`; `inner` is a further `If` after it."""
+    tensor = numpy_helper.from_array(_weights(seed, width), weight)
+    nodes = [helper.make_node("MatMul", ["x", weight], [name])]
     if constant:
-        nodes.insert(0, helper.make_node("Constant", [], ["w"], value=tensor))
+        nodes.insert(0, helper.make_node("Constant", [], [weight], value=tensor))
     if inner is not None:
         nodes += inner
     output = nodes[-1].output[0]
@@ -119,8 +119,8 @@ def branches(layers: int = 1, width: int = WIDTH) -> Any:
         "If",
         ["positive"],
         ["deep"],
-        then_branch=_branch(3, "deep_then", width, constant=False),
-        else_branch=_branch(4, "deep_else", width, constant=True),
+        then_branch=_branch(3, "deep_then", width, "v", constant=False),
+        else_branch=_branch(4, "deep_else", width, "v", constant=True),
     )
     nodes = [
         helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
@@ -130,8 +130,8 @@ def branches(layers: int = 1, width: int = WIDTH) -> Any:
             "If",
             ["positive"],
             ["y"],
-            then_branch=_branch(1, "then", width, constant=True),
-            else_branch=_branch(2, "other", width, constant=False, inner=[deep]),
+            then_branch=_branch(1, "then", width, "w", constant=True),
+            else_branch=_branch(2, "other", width, "w", constant=False, inner=[deep]),
         ),
     ]
     return _model(nodes, [], width)
