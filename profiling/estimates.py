@@ -54,14 +54,16 @@ def rows_of(case: formats.Case, arguments: argparse.Namespace) -> list[dict[str,
         path = os.path.join(folder, f"model{case.suffix}")
         common.note(f"{case.name}: making the model")
         common.call("formats:write", case=case.name, path=path, size_bytes=int(arguments.size * case.share))
-        size_bytes = common.size_of(path)
+        of_model = [each for each in common.files_of(folder) if each.startswith(path)]  # external data lies beside the model
+        size_bytes = sum(map(os.path.getsize, of_model))
         _, ways = common.call("formats:ways_of", path=path)
         rows = []
         for way in ways:
             if way in (LIBRARY, "auto"):
                 continue
             common.note(f"{case.name}: {way}")
-            common.warm(path)
+            for file in of_model:
+                common.warm(file)
             try:
                 found = common.call_and_measure("estimates:measure", case=case.name, path=path, way=way)
             except ChildFailed as error:
