@@ -1,0 +1,156 @@
+"""The walkers as `fuzz_walkers` calls them, and what has to hold of whatever they return."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mlup_stream.formats.detect import recognise
+from mlup_stream.formats.peek import Peek
+
+__all__ = ["TARGETS", "Target", "Wrong"]
+
+_MIN_PAYLOAD_BYTES = 16
+"""What a walk of an ONNX model takes for a payload: less than by default, so that small files have some."""
+
+_NAMES = ("model", "model.joblib", "model.pkl", "model.pt", "model.onnx", "model.npz", "model.safetensors", "model.json")
+"""A name breaks ties; which of these an input has is decided by its length."""
+
+_LZMA_BYTES = 80 << 20
+"""The dictionary that a stream asks for; the allocator touches no page of it before it is written to."""
+
+
+class Wrong(Exception):
+    """What a walker returned cannot be true of the file."""
+
+
+class Target(NamedTuple):
+    """One walker.
+
+    Attributes:
+        formats: Of the files that inputs are made from, by their names in `fuzz_seeds`.
+        modules: Of `mlup_stream.formats` where its errors are raised.
+        call: Called with an input and with what the walker is to be given, the input itself or a file of it; returns what is true
+            of it in a word or two, for telling inputs apart.
+        reserved_bytes: Memory that a library reserves for it by what the input says, within a limit.
+        passes: How often a byte of an input may be read: more often where a line is looked for 1 KiB at a time.
+    """
+
+    formats: tuple[str, ...]
+    modules: tuple[str, ...]
+    call: Callable[[bytes, Any], str]
+    reserved_bytes: int = 0
+    passes: int = 4
+
+
+def _of(module: str, function: str) -> Any:
+    return getattr(importlib.import_module(f"mlup_stream.formats.{module}"), function)
+
+
+def _hold(condition: bool, what: str) -> None:
+    if not condition:
+        raise Wrong(what)
+
+
+def _pickle(data: bytes, given: Any) -> str:
+    return _checked_pickle(data, _of("pickle", "walk")(given))
+
+
+def _pickle_in_frames(data: bytes, given: Any) -> str:
+    found = _of("pickle", "scan")(given)
+    _hold(found.whole and len(found.fetched) <= len(data), "the whole pickle, and no more memo indices than opcodes")
+    return _checked_pickle(data, found)
+
+
+def _checked_pickle(data: bytes, found: Any) -> str:
+    parts = (found.payload_bytes, found.text_bytes, found.structure_bytes)
+    _hold(sum(parts) == len(data) and min(parts) >= 0, "parts and whole")
+    _hold(found.largest_payload_bytes <= found.payload_bytes, "the largest payload is one of them")
+    _hold(found.steps <= len(data) + 1, "a step takes a byte or more")
+    return "whole" if found.whole else "too many steps"
+
+
+def _joblib(data: bytes, given: Any) -> str:
+    found = _of("joblib", "survey")(given)
+    _hold(0 <= found.payload_bytes <= len(data), "payload within the file")
+    _hold(found.payload_bytes + found.structure_bytes == len(data), "parts and whole")
+    return f"{'whole' if found.whole else 'given up'}, {min(found.arrays, 2)} arrays"
+
+
+def _onnx(data: bytes, given: Any) -> str:
+    walk = _of("onnx", "walk")
+    layout = walk(given, min_payload_bytes=_MIN_PAYLOAD_BYTES)
+    for tensor in layout.tensors:
+        _hold(0 <= tensor.field.start < tensor.field.body <= tensor.field.stop <= len(data), "a tensor within the file")
+        if tensor.payload is not None:
+            payload = tensor.payload
+            _hold(tensor.field.body <= payload.start < payload.body <= payload.stop <= tensor.field.stop, "payload in its tensor")
+            fits = tensor.size_bytes == payload.body_bytes
+            _hold(bool(tensor.stays_because or tensor.external) or fits, "payload as long as its shape")
+    _hold(0 <= layout.payload_bytes <= len(data), "payload within the file")
+    movable = {tensor.field for tensor in layout.tensors if tensor.payload and not tensor.stays_because and not tensor.external}
+    if movable:
+        _without_payloads(data, layout, movable)
+    return f"{len(movable) and 'payload'} {sorted({tensor.stays_because for tensor in layout.tensors})}"
+
+
+def _without_payloads(data: bytes, layout: Any, movable: set[Any]) -> None:
+    """The model that is written anew for a runtime has to be one too, with the same tensors, elsewhere."""
+    external, source = importlib.import_module("mlup_stream.formats.onnx_external"), _of("source", "Source")
+    with source(data) as opened:
+        written = external.without_payloads(
+            opened, layout, lambda tensor: external.Place("f", tensor.payload.body) if tensor.field in movable else None
+        )
+    again = _of("onnx", "walk")(written, min_payload_bytes=_MIN_PAYLOAD_BYTES)
+    found = [tensor for tensor in again.tensors if tensor.external.get("location") == "f"]
+    _hold(len(found) >= len(movable), "as many external tensors as were moved")
+
+
+def _zip(data: bytes, given: Any) -> str:
+    members = _of("zip", "walk")(given)
+    for member in members:
+        _hold(0 <= member.header_offset < member.data_offset <= member.data_end <= len(data), "a member within the file")
+    ends = sorted((member.header_offset, member.data_end) for member in members)
+    _hold(all(end <= start for (_, end), (start, _) in itertools.pairwise(ends)), "members that do not overlap")
+    return f"{min(len(members), 3)} members"
+
+
+def _safetensors(data: bytes, given: Any) -> str:
+    header = _of("safetensors", "read_header")(given)
+    _hold(header.header_bytes + header.payload_bytes == len(data), "header and tensors are the file")
+    _hold(all(header.header_bytes <= each.start <= each.stop <= len(data) for each in header.tensors), "tensors within the file")
+    return f"{min(len(header.tensors), 2)} tensors"
+
+
+def _safetensors_index(data: bytes, given: Any) -> str:
+    files = _of("safetensors", "read_index")(given)
+    _hold(all(name and "/" not in name and "\\" not in name for name in files), "names of files beside the index")
+    return f"{min(len(files), 2)} files"
+
+
+def _detect(data: bytes, given: Any) -> str:
+    with Peek(given, _NAMES[len(data) % len(_NAMES)]) as peek:
+        found = recognise(peek)
+        _hold(peek.looked_bytes < 3 << 20, "a bounded look")
+        said = [finding.format.value for finding in found] or [remark[:24] for remark in peek.remarks]
+    return " and ".join(said) or ("damaged" if peek.damage else "nothing known")
+
+
+TARGETS: dict[str, Target] = {
+    "pickle": Target(("pickle",), ("pickle",), _pickle),
+    "pickle-in-frames": Target(("pickle",), ("pickle",), _pickle_in_frames),
+    "joblib": Target(("joblib", "pickle"), ("joblib", "pickle"), _joblib, passes=64),
+    "onnx": Target(("onnx",), ("onnx", "onnx_tensor", "onnx_values", "protobuf"), _onnx),
+    "zip": Target(("zip",), ("zip",), _zip),
+    "safetensors": Target(("safetensors",), ("safetensors",), _safetensors),
+    "safetensors-index": Target(("safetensors index",), ("safetensors",), _safetensors_index),
+    "detect": Target(
+        ("pickle", "joblib", "onnx", "zip", "safetensors", "safetensors index", "npy", "gguf", "others"),
+        ("detect",),
+        _detect,
+        _LZMA_BYTES,
+    ),
+}
+"""By name. A walker that is not written yet is not here."""
