@@ -12,13 +12,14 @@ from __future__ import annotations
 import pickle
 from typing import Any, BinaryIO, ClassVar
 
-from mlup_stream.delivery.kinds import Delivery, Optimize
+from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, MissingClassError, MLupError
 from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.pickle import PickleStructure, scan, walk
+from mlup_stream.memory.estimate import Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.ml.binarization.collector import collector_paused
 from mlup_stream.ml.binarization.pickle_input import CheckedFile, FindsClasses
@@ -29,7 +30,7 @@ __all__ = ["PickleBinarizer"]
 # How many bytes of payload there must be for each byte of structure. Measured on one machine: our unpickler takes 1.0 us for a
 # byte of structure, the one in C 0.06 us, and reading a byte of payload takes 0.7 ns. So from 1300 on leaving the payload in the
 # map is never slower; memory is worth more than that to who prefers it.
-_PAYLOAD_SHARE = {Optimize.SPEED: 1300, Optimize.MEMORY: 50}
+_PAYLOAD_SHARE = {Optimize.SPEED: 1300, Optimize.MEMORY: 300}
 
 # Small enough to be looked at opcode by opcode first: the unpickler in C allocates by a memo index that it finds in the file.
 _SCANNED_BYTES = 32 * KIB
@@ -44,6 +45,17 @@ class PickleBinarizer(FormatBinarizer):
     format = Format.PICKLE
     deliveries = (Delivery.VIEW, Delivery.PATH, Delivery.STREAM, Delivery.BYTES)
     options: ClassVar[frozenset[str]] = frozenset({"encoding", "errors", "fix_imports", "buffers"})
+
+    @classmethod
+    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+        from mlup_stream.ml.binarization.pickle_estimate import estimate_of
+
+        return estimate_of(
+            loaded_file,
+            delivery,
+            in_place=lambda structure: _is_mostly_payload(structure, loaded_file),
+            copy_on_write=loaded_file.mapping is Mapping.COPY_ON_WRITE,
+        )
 
     @classmethod
     def from_file(cls, file: BinaryIO, loaded: LoadedFile, **options: Any) -> Any:

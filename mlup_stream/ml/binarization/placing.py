@@ -22,7 +22,7 @@ from mlup_stream.units import MIB, format_bytes
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Placer", "fill"]
+__all__ = ["Placer", "fill", "is_copy_on_write"]
 
 _PIECE_BYTES = 1 * MIB
 
@@ -32,13 +32,27 @@ _COPIED_BY_MODEL = "copied by the model itself while it was built"
 _NOT_A_FILE = "the content came as a buffer, not as a file"
 
 
+def is_copy_on_write(mapping: Mapping) -> bool:
+    """Whether mapped payloads are to be writable, as arrays out of a pickle have always been.
+
+    `AUTO` says no under an RLIMIT_DATA: it counts a private writable map whole, touched or not, and a read-only one not at all.
+    Loading and predicting write to no weights (tried with every estimator of scikit-learn 1.9 that has both).
+    """
+    if mapping is not Mapping.AUTO:
+        return mapping is Mapping.COPY_ON_WRITE
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return True
+    return resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY
+
+
 class _Held(NamedTuple):
     """A payload on the map: it is in use as long as `reference` leads to something."""
 
     reference: weakref.ref[Any]
     start: int
     stop: int
-    on_private_map: bool
     aligned: bool
 
 
@@ -57,8 +71,7 @@ class Placer:
         self._prefers_speed = loaded.optimize is Optimize.SPEED
         # A view of a buffer has no copy-on-write map: its `writable` is one whole copy; one for each array is freed sooner.
         self._copies_all = view is None or (view.path is None and loaded.mapping is not Mapping.READ_ONLY)
-        self._writable = loaded.mapping is not Mapping.READ_ONLY
-        self._may_fall_back = loaded.mapping is Mapping.AUTO
+        self._writable = is_copy_on_write(loaded.mapping)
         self._copied_bytes = 0
         self._copied_because: dict[str, list[int]] = {}
         self._held: dict[int, _Held] = {}
@@ -136,8 +149,8 @@ class Placer:
             return None
         import numpy as np
 
-        buffer, on_private_map = self._buffer()
-        part = buffer[offset : offset + size_bytes]
+        assert self._view is not None  # or everything would be copied
+        part = (self._view.writable if self._writable else self._view.buffer)[offset : offset + size_bytes]
         # frombuffer holds on to the map (an export), which ndarray(buffer=map) does not: the map could be closed under it.
         held = np.frombuffer(part if writable else part.toreadonly(), np.uint8)
         aligned = dtype is None or held.__array_interface__["data"][0] % dtype.alignment == 0
@@ -146,20 +159,8 @@ class Placer:
         number = self._last_number = self._last_number + 1
         unused = self._unused
         reference = weakref.ref(held, lambda _: unused.append(number))
-        self._held[number] = _Held(reference, offset, offset + size_bytes, on_private_map, aligned)
+        self._held[number] = _Held(reference, offset, offset + size_bytes, aligned)
         return held
-
-    def _buffer(self) -> tuple[memoryview, bool]:
-        assert self._view is not None
-        if self._writable:
-            try:
-                return self._view.writable, True
-            except OSError:
-                # RLIMIT_DATA counts a private writable map whole, a read-only one not at all.
-                if not self._may_fall_back:
-                    raise
-                self._writable = False
-        return self._view.buffer, False
 
     def copied(self, size_bytes: int, because: str | None = None) -> None:
         """Takes note of a payload that was copied."""
@@ -182,7 +183,7 @@ class Placer:
         """Takes out of RSS what was mapped and is no longer referred to: what an estimator copied while it was built."""
         while self._unused and self._view is not None:
             held = self._held.pop(self._unused.pop())
-            self._view.drop(held.start, held.stop, writable=held.on_private_map)
+            self._view.drop(held.start, held.stop, writable=self._writable)
             self.copied(held.stop - held.start, _COPIED_BY_MODEL)
 
     def placement(self) -> Placement:
