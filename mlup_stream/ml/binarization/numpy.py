@@ -1,0 +1,287 @@
+"""`.npy` and `.npz` files: arrays in the view where that is possible, one copy at a time where it is not.
+
+A view leaves an array, and each stored array of an archive, in the file. What is deflated is unpacked through a window of 64 KiB
+straight to where it stays. `path` is NumPy's own `load`, of an archive all at once: its lazy `NpzFile` keeps the file open and
+unpacks an array anew each time that it is asked for it.
+
+An archive's checksums are checked for what is copied, as NumPy does; for what is mapped they are not: that would read it all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+from collections.abc import Iterator
+from typing import Any, BinaryIO, ClassVar
+
+from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
+from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.placement import Placement
+from mlup_stream.delivery.view import View
+from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, ModelBinarizationError
+from mlup_stream.extras import require
+from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.npy import MAX_HEADER_BYTES, NpyHeader, read_header
+from mlup_stream.formats.npz import NpzMember, open_member, read_members
+from mlup_stream.formats.pickle import scan
+from mlup_stream.memory.estimate import Certainty, Estimate
+from mlup_stream.ml.binarization.base import FormatBinarizer
+from mlup_stream.ml.binarization.collector import collector_paused
+from mlup_stream.ml.binarization.npz_arrays import NpzArrays
+from mlup_stream.ml.binarization.pickle import is_of_unpickler
+from mlup_stream.ml.binarization.pickle_input import CheckedFile, FindsClasses
+from mlup_stream.ml.binarization.placing import Placer
+from mlup_stream.units import KIB
+
+__all__ = ["NpyBinarizer", "NpzArrays", "NpzBinarizer"]
+
+_OBJECT_BYTES = 1 * KIB
+"""An array, its name and its place in the dict: 600 bytes where it is mapped."""
+_SCANNED_STEPS = 50_000
+"""Opcodes of an array of objects that are looked at first: 30 ms at most."""
+_ENCODINGS = ("ASCII", "latin1", "bytes")  # those that NumPy allows: others would damage numbers
+
+
+class _NumpyBinarizer(FormatBinarizer):
+    """What the two have in common.
+
+    Options: `allow_pickle`, without which an array of Python objects is refused, because loading it can run any code; and for
+    such arrays from Python 2 `encoding` and `fix_imports`, as `numpy.load` has them.
+    """
+
+    deliveries = (Delivery.VIEW, Delivery.PATH, Delivery.STREAM, Delivery.BYTES)
+    options: ClassVar[frozenset[str]] = frozenset({"allow_pickle", "encoding", "fix_imports"})
+
+    @classmethod
+    def prepare(cls) -> None:
+        require("numpy", f"{cls.format.value} files")
+
+    @classmethod
+    def prepare_for(cls, options: dict[str, Any]) -> None:
+        encoding = options.get("encoding", _ENCODINGS[0])
+        if encoding not in _ENCODINGS:
+            raise ConfigError(
+                f"binarization_kwargs: encoding={encoding!r} is not valid; expected one of {', '.join(_ENCODINGS)}",
+                field="binarization_kwargs",
+                value=encoding,
+                allowed=_ENCODINGS,
+            )
+        cls.prepare()
+
+    @classmethod
+    def from_file(cls, file: BinaryIO, loaded: LoadedFile, **options: Any) -> Any:
+        return cls._load(file, loaded, None, options)
+
+    @classmethod
+    def from_view(cls, view: View, loaded: LoadedFile, **options: Any) -> Any:
+        with view.open() as file:
+            return cls._load(file, loaded, view, options)
+
+    @classmethod
+    def _load(cls, file: BinaryIO, loaded: LoadedFile, view: View | None, options: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+    @classmethod
+    def is_corrupt(cls, error: Exception) -> bool:
+        return super().is_corrupt(error) or isinstance(error, pickle.UnpicklingError) or is_of_unpickler(error)
+
+
+class NpyBinarizer(_NumpyBinarizer):
+    """The array in an `.npy` file."""
+
+    format = Format.NPY
+
+    @classmethod
+    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+        try:
+            with _opened(loaded_file) as file:
+                header = read_header(file, loaded_file.name)
+        except (LoadError, OSError):
+            return None  # the load will say what is wrong
+        if header.has_objects:
+            return None
+        mapped_bytes = header.data_bytes if _stays(header, loaded_file) else 0
+        copied_bytes = header.data_bytes - mapped_bytes
+        return _estimate(copied_bytes, mapped_bytes, 1, loaded_file, delivery, "the header of the npy file")
+
+    @classmethod
+    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
+        header = read_header(path, loaded.name)
+        if header.has_objects:
+            return super().from_path(path, loaded, **options)
+        import numpy as np
+
+        loaded.placement = Placement(0, header.data_bytes)
+        return np.load(path, max_header_size=MAX_HEADER_BYTES)
+
+    @classmethod
+    def _load(cls, file: BinaryIO, loaded: LoadedFile, view: View | None, options: dict[str, Any]) -> Any:
+        header = read_header(file, loaded.name)
+        placer = Placer(loaded, view, file)
+        array = _array(file, header, placer, loaded.name, options)
+        loaded.placement = placer.placement()
+        return array
+
+
+class NpzBinarizer(_NumpyBinarizer):
+    """The arrays in an `.npz` file, as `NpzArrays`: to be read like NumPy's `NpzFile`, but loaded, and with no file open."""
+
+    format = Format.NPZ
+
+    @classmethod
+    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+        try:
+            with _opened(loaded_file) as file:
+                members = read_members(file, loaded_file.name)
+        except (LoadError, OSError):
+            return None
+        if any(member.has_objects for member in members):
+            return None
+        stay = [member for member in members if member.stored and member.header and _stays(member.header, loaded_file)]
+        mapped_bytes = sum(member.payload_bytes for member in stay)
+        copied_bytes = sum(member.payload_bytes for member in members) - mapped_bytes
+        why = "the headers of the arrays in the npz file"
+        return _estimate(copied_bytes, mapped_bytes, len(members), loaded_file, delivery, why)
+
+    @classmethod
+    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
+        members = read_members(path, loaded.name)
+        if any(member.has_objects for member in members):
+            return super().from_path(path, loaded, **options)
+        import numpy as np
+
+        with np.load(path, max_header_size=MAX_HEADER_BYTES) as archive:
+            arrays = {member.place.name: archive[member.place.name] for member in members}
+        loaded.placement = Placement(0, sum(member.payload_bytes for member in members))
+        return NpzArrays(arrays, loaded.name)
+
+    @classmethod
+    def _load(cls, file: BinaryIO, loaded: LoadedFile, view: View | None, options: dict[str, Any]) -> Any:
+        members = read_members(file, loaded.name)
+        placer = Placer(loaded, view, file)
+        arrays = {}
+        for member in members:
+            name = f"{loaded.name}: {member.place.name}"
+            in_place = view is not None or member.has_objects
+            if member.header is not None and member.stored and in_place:
+                arrays[member.place.name] = _array(file, member.header, placer, name, options)
+            else:
+                arrays[member.place.name] = _unpacked(file, member, placer, loaded.name, options)
+        loaded.placement = placer.placement()
+        return NpzArrays(arrays, loaded.name)
+
+
+@contextlib.contextmanager
+def _opened(loaded: LoadedFile) -> Iterator[BinaryIO]:
+    """The content, to look at its headers; somebody else's file object is left where it stands."""
+    if not loaded.has_content and loaded.path is not None:
+        with open(loaded.path, "rb") as file:  # not `loaded.open()`, which reads it whole for delivery `bytes`
+            yield file
+        return
+    position = loaded.raw_data.tell() if hasattr(loaded.raw_data, "tell") else None
+    with loaded.open() as content:
+        yield content
+    if position is not None:
+        loaded.raw_data.seek(position)
+
+
+def _stays(header: NpyHeader, loaded: LoadedFile) -> bool:
+    """Whether a view leaves an array, which lies in the file as it is, there; see `placing`."""
+    return header.aligned or loaded.optimize is not Optimize.SPEED
+
+
+def _estimate(
+    copied_bytes: int, mapped_bytes: int, count: int, loaded: LoadedFile, delivery: Delivery, why: str
+) -> Estimate:
+    objects_bytes = count * _OBJECT_BYTES
+    if delivery is Delivery.VIEW and not loaded.has_content:
+        return Estimate.in_place(
+            mapped_bytes,
+            certainty=Certainty.EXACT,
+            why=why,
+            private_bytes=copied_bytes + objects_bytes,
+            copy_on_write=loaded.mapping is Mapping.COPY_ON_WRITE,
+        )
+    estimate = Estimate.private(copied_bytes + mapped_bytes + objects_bytes, certainty=Certainty.EXACT, why=why)
+    has_raw = delivery is Delivery.BYTES and not loaded.has_content
+    return estimate.with_raw(loaded.size_bytes) if has_raw else estimate
+
+
+def _array(file: BinaryIO, header: NpyHeader, placer: Placer, name: str, options: dict[str, Any]) -> Any:
+    """The array that lies in the file as it is."""
+    if header.has_objects:
+        return _objects(file, header.data_start, name, options)
+    dtype, order = _dtype(header, name), "F" if header.fortran_order else "C"
+    if placer.maps:
+        return placer.array(header.data_start, dtype, header.shape, order)
+    file.seek(header.data_start)
+    return placer.from_stream(file, dtype, header.shape, order)
+
+
+def _unpacked(file: BinaryIO, member: NpzMember, placer: Placer, archive_name: str, options: dict[str, Any]) -> Any:
+    """A member of an archive, unpacked or at least checked: an array, or the bytes of what is no array, as NumPy gives them."""
+    name = f"{archive_name}: {member.place.name}"
+    header = member.header
+    with open_member(file, member.place, archive_name) as unpacked:
+        if header is None:
+            placer.copied(member.place.size_bytes)
+            return unpacked.read()
+        unpacked.read(header.data_start - (member.place.data_offset if member.stored else 0))
+        if header.has_objects:
+            _refuse_objects(name, options)
+            with io.BytesIO(unpacked.read()) as pickled:
+                return _objects(pickled, 0, name, options)
+        because = None if member.stored or not placer.maps else "deflated in the archive"
+        order = "F" if header.fortran_order else "C"
+        array = placer.from_stream(unpacked, _dtype(header, name), header.shape, order, because=because)
+        unpacked.read()  # the end, where the checksum is
+        return array
+
+
+def _dtype(header: NpyHeader, name: str) -> Any:
+    import numpy as np
+
+    try:
+        dtype = np.lib.format.descr_to_dtype(header.descr)
+    except (TypeError, ValueError) as error:  # two fields of one name, for instance
+        raise _corrupt(name, "a dtype", f"{header.descr!r:.100} ({error})") from error
+    if dtype.itemsize != header.item_bytes or dtype.hasobject != header.has_objects:
+        raise _corrupt(name, f"a dtype of {header.item_bytes} bytes", f"{dtype!r:.100}, which has {dtype.itemsize}")
+    return dtype
+
+
+def _objects(file: BinaryIO, start: int, name: str, options: dict[str, Any]) -> Any:
+    """An array of Python objects: the pickle from `start` on."""
+    import numpy as np
+
+    _refuse_objects(name, options)
+
+    class Unpickler(FindsClasses, pickle.Unpickler):
+        model_name = name
+        format_name = "array of Python objects"
+
+    # The unpickler in C allocates by lengths and memo indices that it finds.
+    scan(file, name, max_steps=_SCANNED_STEPS, start=start)
+    file.seek(start)
+    from_python2 = {each: value for each, value in options.items() if each != "allow_pickle"}
+    with collector_paused():
+        array = Unpickler(CheckedFile(file), **{"encoding": _ENCODINGS[0], **from_python2}).load()
+    if not isinstance(array, np.ndarray):
+        raise _corrupt(name, "a pickled array", type(array).__name__)
+    return array
+
+
+def _refuse_objects(name: str, options: dict[str, Any]) -> None:
+    if not options.get("allow_pickle", False):
+        raise ModelBinarizationError(
+            f"{name}: expected numbers or text, found an array of Python objects, whose loading can run any code; if you trust"
+            ' the file, set binarization_kwargs={"allow_pickle": True}',
+            path=name,
+        )
+
+
+def _corrupt(name: str, expected: str, found: str) -> CorruptModelError:
+    return CorruptModelError(
+        f"{name}: expected {expected}, found {found}; the file may be truncated or damaged: copy or export it again", path=name
+    )
