@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 import pickle
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mlup_stream.errors import CorruptModelError
+from mlup_stream.formats.dry_unpickler import ArrayState, DryUnpickler
 from mlup_stream.formats.pickle import PAYLOAD_BYTES, scan
 from mlup_stream.formats.share import Share
 from mlup_stream.formats.source import Source
@@ -66,7 +66,7 @@ def survey(given: Any, name: str | None = None, *, max_steps: int = _MAX_STEPS) 
     """
     with Source(given, name) as source:
         file = _SteppedFile(given, source, max_steps)
-        dry = _DryUnpickler(file)
+        dry = _Survey(file)
         whole = False
         try:
             dry.load()
@@ -160,69 +160,10 @@ class _SteppedFile:
         self.largest_payload_bytes = max(self.largest_payload_bytes, size_bytes)
 
 
-class _Inert:
-    """Stands for any class, function or object, and does nothing, whatever is asked of it."""
+class _Survey(DryUnpickler):
+    """Steps over the arrays."""
 
-    def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
-        return object.__new__(cls)
-
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, *items: Any) -> None:
-        pass
-
-    extend = add = append
-
-
-class _Wrapper(_Inert):
-    """Stands for a `NumpyArrayWrapper`."""
-
-    state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _DType(_Inert):
-    """Stands for a dtype.
-
-    Attributes:
-        item_bytes: The size of its items; None for Python objects.
-    """
-
-    item_bytes: int | None
-
-    def __init__(self, name: str, *arguments: Any) -> None:
-        # As numpy pickles it: f8, U10, V64, O8, and the same for structured types.
-        kind, digits = re.fullmatch(r"([a-zA-Z])(\d{1,18})", name).groups()  # type: ignore[union-attr]  # an error like any other
-        self.item_bytes = None if kind == "O" else int(digits) * (4 if kind == "U" else 1)
-
-
-def _reconstructor(cls: Any, *arguments: Any) -> Any:
-    return cls.__new__(cls)
-
-
-_STAND_INS: dict[tuple[str, str], Any] = {
-    ("joblib.numpy_pickle", "NumpyArrayWrapper"): _Wrapper,
-    ("numpy", "dtype"): _DType,
-    ("copyreg", "_reconstructor"): _reconstructor,
-    ("copy_reg", "_reconstructor"): _reconstructor,
-}
-
-_Standard: Any = pickle._Unpickler
-
-
-class _DryUnpickler(_Standard):  # type: ignore[misc]  # private, and the same from Python 3.8 to 3.14
-    """The standard unpickler, of which nothing is left but its stack and its memo."""
-
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_Standard.dispatch)
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(DryUnpickler.dispatch)
 
     def __init__(self, file: _SteppedFile) -> None:
         super().__init__(file)
@@ -230,44 +171,7 @@ class _DryUnpickler(_Standard):  # type: ignore[misc]  # private, and the same f
         self.arrays = 0
         self.fetched: set[int] = set()
 
-    def find_class(self, module: str, name: str) -> Any:
-        return _STAND_INS.get((module, name), _Inert)
-
-    def get_extension(self, code: int) -> None:
-        self.append(_Inert)  # the standard one has a cache of real classes
-
-    def persistent_load(self, pid: Any) -> Any:
-        return _Inert()
-
-    def load_frame(self) -> None:
-        self.read(8)  # what is in a frame is read like everything else: a survey has to know where it stands
-
-    dispatch[pickle.FRAME[0]] = load_frame
-
-    def load_bytearray8(self) -> None:
-        self.append(self.read(int.from_bytes(self.read(8), "little")))
-
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
-
-    def load_next_buffer(self) -> None:
-        self.append(b"")
-
-    dispatch[pickle.NEXT_BUFFER[0]] = load_next_buffer
-
-    def load_readonly_buffer(self) -> None:
-        pass
-
-    dispatch[pickle.READONLY_BUFFER[0]] = load_readonly_buffer
-
-    def load_build(self) -> None:
-        _Standard.load_build(self)
-        if isinstance(self.stack[-1], _Wrapper):
-            self._step_over_array(self.stack[-1].state)
-            self.stack[-1] = _Inert()
-
-    dispatch[pickle.BUILD[0]] = load_build
-
-    def _step_over_array(self, state: dict[str, Any]) -> None:
+    def array_follows(self, state: ArrayState) -> None:
         file = self._file
         item_bytes = state["dtype"].item_bytes
         self.arrays += 1

@@ -27,7 +27,7 @@ from mlup_stream.ml.binarization.pickle import PickleBinarizer, innermost_module
 from mlup_stream.ml.binarization.pickle_input import CheckedFile
 from mlup_stream.units import MIB
 
-__all__ = ["JoblibBinarizer"]
+__all__ = ["JoblibBinarizer", "decompressor_of"]
 
 _WINDOW_BYTES = 1 * MIB
 _BEFORE_010 = b"ZF"
@@ -70,7 +70,7 @@ def _load(file: BinaryIO, loaded: LoadedFile, view: View | None) -> Any:
     from mlup_stream.ml.binarization.joblib_unpickler import BeforeJoblib010, HasArrays, Unpacked
 
     try:
-        decompressor = _decompressor(file)
+        decompressor = decompressor_of(file)
         if decompressor is not None:
             with io.BufferedReader(Unpacked(decompressor), _WINDOW_BYTES) as unpacked:
                 return _load_arrays(unpacked, loaded, None, None)
@@ -86,8 +86,12 @@ def _load(file: BinaryIO, loaded: LoadedFile, view: View | None) -> Any:
         return _load_before_010(loaded)
 
 
-def _decompressor(file: BinaryIO) -> Any:
-    """A file that gives what `file` holds, None if that is not compressed. By joblib's own table, which its users extend."""
+def decompressor_of(file: BinaryIO) -> Any:
+    """A file that gives what `file` holds, None if that is not compressed. By joblib's own table, which its users extend.
+
+    Raises:
+        BeforeJoblib010: It is of the format before joblib 0.10.
+    """
     from joblib.compressor import _COMPRESSORS
 
     from mlup_stream.ml.binarization.joblib_unpickler import BeforeJoblib010
