@@ -188,24 +188,21 @@ def test_a_size_that_is_none_is_refused(size: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing(number: int, temporary: Path) -> None:
     """Ctrl-C and SIGTERM end the demo and its child, and its folder is gone."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", RUN, "demo", "--size", "64MiB"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not folders_of_demo(temporary):
-            assert process.poll() is None, "the demo ended before it made a folder"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        time.sleep(0.3)  # into the training
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert children
-        process.send_signal(number)
-        process.communicate(timeout=60)
-        _, alive = psutil.wait_procs(children, timeout=10)
-        assert alive == []
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (children := psutil.Process(process.pid).children(recursive=True)):
+                assert process.poll() is None, "the demo ended before it had a child"
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert len(folders_of_demo(temporary)) == 1
+            process.send_signal(number)
+            process.communicate(timeout=60)
+            _, alive = psutil.wait_procs(children, timeout=10)
+            assert alive == []
+        finally:
+            process.kill()
     assert process.returncode != 0
     assert folders_of_demo(temporary) == []
