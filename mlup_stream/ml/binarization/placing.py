@@ -4,6 +4,9 @@ Measured on a matrix of 256 MiB that is not aligned to its items (x86-64, numpy 
 indexing cost the same, while each BLAS call first copies the whole matrix (a matrix-vector product takes 177 ms instead of 32 ms,
 and 256 MiB meanwhile). So `optimize="memory"` maps such an array: at its worst it takes for a moment what a copy takes for good.
 `optimize="speed"` copies it once.
+
+Some code in C does not take such an array at all (SciPy's B-splines say that they expected a contiguous one; of all estimators
+of scikit-learn 1.9 that is SplineTransformer alone). It is met with small arrays: they are copied, up to 1% of the file in all.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ __all__ = ["Placer", "fill", "is_copy_on_write"]
 
 _PIECE_BYTES = 1 * MIB
 
-_NOT_ALIGNED_COPIED = "not aligned to their items, copied for speed"
+_SMALL_BYTES = 1 * MIB
+_NOT_ALIGNED_COPIED = "not aligned to their items, copied: small, or for speed"
 _NOT_ALIGNED_MAPPED = "not aligned to their items, mapped: a BLAS call copies them each time; `mlup-stream pack` aligns them"
 _COPIED_BY_MODEL = "copied by the model itself while it was built"
 _NOT_A_FILE = "the content came as a buffer, not as a file"
@@ -36,7 +40,7 @@ def is_copy_on_write(mapping: Mapping) -> bool:
     """Whether mapped payloads are to be writable, as arrays out of a pickle have always been.
 
     `AUTO` says no under an RLIMIT_DATA: it counts a private writable map whole, touched or not, and a read-only one not at all.
-    Loading and predicting write to no weights (tried with every estimator of scikit-learn 1.9 that has both).
+    Loading and predicting write to no weights: tried with every estimator of scikit-learn 1.9.
     """
     if mapping is not Mapping.AUTO:
         return mapping is Mapping.COPY_ON_WRITE
@@ -63,15 +67,18 @@ class Placer:
         loaded: Says whether mapped arrays are to be writable, and what to prefer.
         view: The file; None when everything is to be copied.
         file: The same bytes to read from, for what is copied: the map's pages are not touched for that.
+        allowance_bytes: How much to copy of small arrays that are not aligned; by default 1% of the file, or 1 MiB.
     """
 
-    def __init__(self, loaded: LoadedFile, view: View | None, file: BinaryIO) -> None:
+    def __init__(self, loaded: LoadedFile, view: View | None, file: BinaryIO, *, allowance_bytes: int | None = None) -> None:
         self._view = view
         self._file = file
         self._prefers_speed = loaded.optimize is Optimize.SPEED
         # A view of a buffer has no copy-on-write map: its `writable` is one whole copy; one for each array is freed sooner.
         self._copies_all = view is None or (view.path is None and loaded.mapping is not Mapping.READ_ONLY)
         self._writable = is_copy_on_write(loaded.mapping)
+        size_bytes = view.size_bytes if view is not None else 0
+        self._allowance_bytes = max(size_bytes // 100, _SMALL_BYTES) if allowance_bytes is None else allowance_bytes
         self._copied_bytes = 0
         self._copied_because: dict[str, list[int]] = {}
         self._held: dict[int, _Held] = {}
@@ -154,7 +161,8 @@ class Placer:
         # frombuffer holds on to the map (an export), which ndarray(buffer=map) does not: the map could be closed under it.
         held = np.frombuffer(part if writable else part.toreadonly(), np.uint8)
         aligned = dtype is None or held.__array_interface__["data"][0] % dtype.alignment == 0
-        if not aligned and self._prefers_speed:
+        if not aligned and (self._prefers_speed or size_bytes <= min(_SMALL_BYTES, self._allowance_bytes)):
+            self._allowance_bytes -= size_bytes
             return None
         number = self._last_number = self._last_number + 1
         unused = self._unused
