@@ -18,7 +18,7 @@ from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.reader import open_buffer, open_stream
 from mlup_stream.delivery.view import View
-from mlup_stream.errors import ConfigError, CorruptModelError, MLupError, ModelBinarizationError
+from mlup_stream.errors import ConfigError, CorruptModelError, MLupError, ModelBinarizationError, ModelFileChanged
 from mlup_stream.formats.kinds import Format
 from mlup_stream.memory.estimate import Estimate
 
@@ -150,9 +150,15 @@ class FormatBinarizer(BaseBinarizer):
         """Turns what a library raises into a typed error that names the file. `MemoryError` goes through as it is."""
         try:
             yield
-        except (MLupError, MemoryError):
+        except MemoryError:
             raise
         except Exception as error:
+            try:
+                loaded.check()
+            except ModelFileChanged as changed:
+                raise changed from error  # whatever it looked like, this is why
+            if isinstance(error, MLupError):
+                raise
             raise cls.explain(error, loaded) from error
 
     @classmethod
