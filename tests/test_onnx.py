@@ -338,7 +338,8 @@ def test_estimates_follow_the_headers(tmp_path: Path) -> None:
     assert view.mapped_bytes == payload_bytes
     rest_bytes = view.peak_anon_bytes
     assert rest_bytes < 4 * 1024 * 1024
-    assert stream.peak_anon_bytes == by_path.peak_anon_bytes == payload_bytes + rest_bytes
+    assert stream.peak_anon_bytes == payload_bytes + rest_bytes
+    assert by_path.peak_anon_bytes == payload_bytes + payload_bytes // 2 + rest_bytes  # one of the two is being moved
     assert as_bytes.peak_anon_bytes == stream.peak_anon_bytes + path.stat().st_size
     assert as_bytes.settled_anon_bytes == stream.settled_anon_bytes
 

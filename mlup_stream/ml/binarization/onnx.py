@@ -14,6 +14,7 @@ from mlup_stream.formats.onnx import Layout, walk
 from mlup_stream.formats.source import Source
 from mlup_stream.memory.estimate import Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
+from mlup_stream.ml.binarization.onnx_abilities import installed_abilities
 from mlup_stream.ml.binarization.onnx_estimate import estimate
 from mlup_stream.ml.binarization.onnx_words import plain_words
 
@@ -59,7 +60,7 @@ class InferenceSessionBinarizer(FormatBinarizer):
             return None  # the load will say what is wrong
         if delivery is Delivery.VIEW and loaded_file.has_content:
             delivery = Delivery.BYTES
-        return None if layout is None else estimate(layout, delivery, loaded_file.optimize)
+        return None if layout is None else estimate(layout, delivery, loaded_file.optimize, installed_abilities())
 
     @classmethod
     def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> PredictSession:

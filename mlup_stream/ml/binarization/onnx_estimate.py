@@ -10,7 +10,8 @@ onnxruntime 1.32, private memory over the payload, at the peak and settled:
 | `optimize="speed"`, matrices: packed for the kernel | 1, 1 | 2, 2 | 2, 2 |
 | `optimize="speed"`, convolutions: fused, then reordered | 4, 4 | 5, 5 | 4, 4 |
 
-The rest is the structure, which is read, rewritten and parsed, and what onnxruntime keeps for each node.
+By `path` one tensor more is in memory at the peak, the one that is being moved from the parsed file to the session. The rest is
+the structure, which is read, rewritten and parsed, and what onnxruntime keeps for each node.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mlup_stream.delivery.kinds import Delivery, Optimize
 from mlup_stream.formats.onnx import Layout
 from mlup_stream.formats.onnx_tensor import CONSTANT, Tensor
 from mlup_stream.memory.estimate import Certainty, Estimate
+from mlup_stream.ml.binarization.onnx_abilities import Abilities
 from mlup_stream.units import KIB, MIB
 
 __all__ = ["estimate"]
@@ -41,14 +43,17 @@ _AS_IT_IS, _CONVERSION, _UNPACKING = _Factor(0, 0), _Factor(2.5, 2.5), _Factor(3
 _PACKING, _REORDERING = _Factor(1.05, 1.05), _Factor(4, 4)
 
 
-def estimate(layout: Layout, delivery: Delivery, optimize: Optimize) -> Estimate:
-    """What `delivery` takes.
+def estimate(layout: Layout, delivery: Delivery, optimize: Optimize, abilities: Abilities) -> Estimate:
+    """What `delivery` takes with an onnxruntime that has these abilities.
 
     Exact where every tensor is used as it is; otherwise an upper bound.
     """
+    as_bytes = delivery is Delivery.BYTES
+    if not abilities.reads_inside_files or (delivery is not Delivery.VIEW and not abilities.borrows_buffers):
+        delivery = Delivery.PATH  # which is also how onnxruntime goes about bytes
     rest_bytes = _SESSION_BYTES + _NODE_BYTES * layout.node_count + _STRUCTURE_COPIES * layout.structure_bytes
     peak_bytes = settled_bytes = float(rest_bytes)
-    mapped_bytes = 0
+    mapped_bytes = own_bytes = constant_bytes = largest_bytes = 0
     certainty = Certainty.EXACT
     for tensor in layout.tensors:
         if tensor.stays_because:
@@ -61,10 +66,17 @@ def estimate(layout: Layout, delivery: Delivery, optimize: Optimize) -> Estimate
         if tensor.external or delivery is Delivery.VIEW:
             mapped_bytes += tensor.size_bytes
         else:
-            settled_bytes += tensor.size_bytes
-            peak_bytes += tensor.size_bytes * (2 if delivery is Delivery.PATH and tensor.where == CONSTANT else 1)
+            own_bytes += tensor.size_bytes
+            if tensor.where == CONSTANT:
+                constant_bytes += tensor.size_bytes
+            largest_bytes = max(largest_bytes, tensor.size_bytes)
+    moving_bytes = 0
+    if delivery is Delivery.PATH:
+        # `Constant` nodes keep their tensors until all of them have been moved, and so does a model given as bytes.
+        moving_bytes = own_bytes if as_bytes else max(constant_bytes, largest_bytes)
+    settled_bytes += own_bytes
     found = Estimate(
-        peak_anon_bytes=int(peak_bytes),
+        peak_anon_bytes=int(peak_bytes) + own_bytes + moving_bytes,
         peak_file_bytes=0,
         settled_anon_bytes=int(settled_bytes),
         settled_file_bytes=0,
@@ -73,7 +85,7 @@ def estimate(layout: Layout, delivery: Delivery, optimize: Optimize) -> Estimate
         mapped_bytes=mapped_bytes,
         copy_on_write_bytes=mapped_bytes,  # onnxruntime maps external data so, although it never writes to it
     )
-    return found.with_raw(layout.size_bytes) if delivery is Delivery.BYTES else found
+    return found.with_raw(layout.size_bytes) if as_bytes else found
 
 
 def _made_of(tensor: Tensor, optimize: Optimize) -> _Factor:

@@ -3,10 +3,7 @@
 In place: the model is written anew without its payloads (some KiB), and each tensor says that its data is *external*, in the very
 file that it came from. onnxruntime maps external data, so nothing is copied.
 
-onnxruntime opens external data by name, and by then the name may lead to another file. So it is given the name of the view's open
-descriptor, `/proc/self/fd/N`, which leads to the file that was walked even when that was replaced. onnxruntime follows the link
-and refuses what lies outside of the folder that external data may come from, so the folder is `/`; and as that would let a
-hostile model name any file of the system, it is done only if every reference to another file in what is opened is ours.
+Copied: the same, with a buffer of our own instead of the file. What onnxruntime does not take in either way it reads itself.
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ import logging
 import math
 import os
 import platform
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, BinaryIO
@@ -23,18 +19,19 @@ from typing import Any, BinaryIO
 import numpy
 import onnxruntime
 
-from mlup_stream.delivery.files import FileIdentity
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.view import View
-from mlup_stream.errors import ModelBinarizationError, ModelFileChanged
+from mlup_stream.errors import ModelBinarizationError
 from mlup_stream.formats.onnx import MIN_PAYLOAD_BYTES, Layout, walk
 from mlup_stream.formats.onnx_external import Place, without_payloads
 from mlup_stream.formats.onnx_tensor import Tensor
 from mlup_stream.formats.protobuf import Field
 from mlup_stream.formats.source import Source
 from mlup_stream.memory.watch import is_out_of_memory
+from mlup_stream.ml.binarization.onnx_abilities import Abilities
 from mlup_stream.ml.binarization.onnx_files import check_external_files
+from mlup_stream.ml.binarization.onnx_naming import Name, check_name, leads_to, named, own_name
 from mlup_stream.ml.binarization.onnx_placement import NewMaps, Placed, placement_of
 from mlup_stream.ml.binarization.onnx_policy import Policy, policy_for
 from mlup_stream.ml.binarization.onnx_session import PredictSession, config_entry, configured, session_options
@@ -45,11 +42,7 @@ __all__ = ["Opener"]
 
 logger = logging.getLogger("mlup_stream")
 
-_VERSION = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
-_READS_INSIDE_FILES = _VERSION >= (1, 21)
-"""Older ones know no other folder for external data than the current one, when the model is given as bytes."""
-_BORROWS_BUFFERS = _VERSION >= (1, 31)
-"""Whether external data can be a buffer that onnxruntime uses as it is."""
+_ABILITIES = Abilities.of(onnxruntime.__version__)
 _READS_UNALIGNED = platform.machine().lower() in ("x86_64", "amd64", "aarch64", "arm64")
 """Where the processor reads a number from any address. Protobuf aligns nothing: three of four float32 payloads are off."""
 
@@ -141,29 +134,40 @@ class Opener:
         """
         assert view.path is not None
         layout, movable = self._layout, self._movable
-        if layout is None or not movable or not _READS_INSIDE_FILES or config_entry(self._options, _FOLDER):
+        if layout is None or not movable or not _ABILITIES.reads_inside_files or config_entry(self._options, _FOLDER):
             session = self.by_path(view.path)
-            _check_name(view)
+            check_name(view)
             return session
-        folder, location = _names(view, layout)
-        model = self._model_with(lambda tensor: Place(location, tensor.payload.body) if tensor.payload else None)
-        if folder == "/" and model.count(b"location") != len(movable):
-            # Something else is called so: a tensor perhaps, or a reference that hides. The model's own folder confines it.
-            folder, location = os.path.split(os.path.realpath(view.path))
-            model = self._model_with(lambda tensor: Place(location, tensor.payload.body) if tensor.payload else None)
         placed = [Placed(each, view.path, each.payload.body) for each in movable.values() if each.payload]
         placed += self._external(layout)
         maps = NewMaps({each.path for each in placed})
         try:
-            session = self._open(model, {_FOLDER: folder})
+            with named(view, beside=bool(layout.external_locations)) as name:
+                model = self._model_in(name)
+                if name.opens_everything and model.count(b"location") != len(movable):
+                    # Something else is called so: a tensor perhaps, or a reference that hides. The model's folder confines it.
+                    name = own_name(view, follow=True)
+                    model = self._model_in(name)
+                session = self._open(model, {_FOLDER: name.folder})
         except Exception as error:
-            session = self.by_path(view.path, self._why_not(error))
-            _check_name(view)
-            return session
+            return self._not_in_place(view, self._why_not(error))
         self._loaded.placement = placement_of(placed, self._staying, maps.ranges())
+        if name.is_pinned:
+            view.check()
+        else:
+            check_name(view)
+        return session
+
+    def _not_in_place(self, view: View, why: str) -> PredictSession:
+        """A session over the view's file as onnxruntime reads it; over a copy if no name leads to it any more."""
+        assert view.path is not None
+        if leads_to(view.path, view):
+            session = self.by_path(view.path, why)
+            check_name(view)
+            return session
+        with view.open() as file:
+            session = self.copied(file)
         view.check()
-        if folder != "/":
-            _check_name(view)
         return session
 
     def copied(self, file: BinaryIO) -> PredictSession:
@@ -173,7 +177,7 @@ class Opener:
         """
         layout = self._layout
         # An object of the user's would keep pointing to our memory when that is gone.
-        if layout is None or self._users_own or layout.external_locations or not _BORROWS_BUFFERS:
+        if layout is None or self._users_own or layout.external_locations or not _ABILITIES.borrows_buffers:
             return self._as_it_is(file, "onnxruntime copies it itself")
         # Functions are expanded after onnxruntime has looked for its buffers.
         self._movable = {field: tensor for field, tensor in self._movable.items() if not tensor.home.in_function}
@@ -242,6 +246,10 @@ class Opener:
         movable = self._movable
         return without_payloads(self._source, self._layout, lambda tensor: place(tensor) if tensor.field in movable else None)
 
+    def _model_in(self, name: Name) -> bytes:
+        """The model with the payloads that can be moved where they lie in this very file, under a name of it."""
+        return self._model_with(lambda tensor: Place(name.location, tensor.payload.body) if tensor.payload else None)
+
     def _external(self, layout: Layout) -> list[Placed]:
         return [
             Placed(each, os.path.join(self._folder, each.external["location"]), int(each.external.get("offset", "0")))
@@ -280,16 +288,6 @@ def _why_it_stays(tensor: Tensor, layout: Layout) -> str:
     return ""
 
 
-def _names(view: View, layout: Layout) -> tuple[str, str]:
-    """The folder that external data may come from, and the name of the view's file in it."""
-    assert view.path is not None
-    pinned = view.pinned_path
-    if layout.external_locations:
-        # Their names are the model's own, and onnxruntime confines them to the model's folder.
-        return os.path.split(os.path.abspath(view.path))
-    return ("/", pinned[1:]) if pinned.startswith("/proc/") else os.path.split(os.path.realpath(view.path))
-
-
 def _side_by_side(tensors: list[Tensor]) -> tuple[dict[Field, Place], int]:
     """Places one after the other in a buffer, each aligned, and the size of the buffer."""
     places = {}
@@ -298,19 +296,3 @@ def _side_by_side(tensors: list[Tensor]) -> tuple[dict[Field, Place], int]:
         places[tensor.field] = Place(_BUFFER_NAME, end)
         end += -(-tensor.size_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
     return places, end
-
-
-def _check_name(view: View) -> None:
-    """Makes sure that the file that was opened by its name is the view's.
-
-    Raises:
-        ModelFileChanged: It is another one by now, or was changed.
-    """
-    view.check()
-    assert view.path is not None
-    try:
-        found = FileIdentity.of(os.stat(view.path))
-    except OSError as error:
-        raise ModelFileChanged(f"{view.path}: vanished while it was being loaded; load it again", path=view.path) from error
-    if found != view.identity:
-        raise ModelFileChanged(f"{view.path}: replaced while it was being loaded; load it again", path=view.path)
