@@ -21,6 +21,7 @@ from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import AmbiguousModelError, ConfigError, MLupError, ModelLoadError, ModelNotFoundError, PredictError
 from mlup_stream.memory.gate import Weighed
 from mlup_stream.memory.governor import MemoryGovernor
+from mlup_stream.memory.holders import holders_of
 from mlup_stream.memory.reclaim import ReclaimStep, give_back
 from mlup_stream.memory.report import MemoryReport
 from mlup_stream.ml.binarization.registry import storage_class
@@ -190,7 +191,7 @@ class MLupModel:
         steps = give_back()
         holders = self._loaded.held() if self._loaded is not None else ()
         if alive() is not None:
-            holders = (f"a reference to the {type(alive()).__name__} outside", *holders)
+            holders = (*(holders_of(alive()) or (f"somebody's reference to the {type(alive()).__name__}",)), *holders)
         return (*steps, ReclaimStep("model let go", 0, holders))
 
     def _governor(self) -> MemoryGovernor:
