@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -130,6 +131,32 @@ def _safetensors_index(data: bytes, given: Any) -> str:
     return f"{min(len(files), 2)} files"
 
 
+def _npy(data: bytes, given: Any) -> str:
+    header = _of("npy", "read_header")(given)
+    _hold(0 < header.data_start <= header.data_start + header.data_bytes <= len(data), "an array within the file")
+    _hold(header.alignment > 0 and header.item_bytes >= 0, "an alignment")
+    return f"{'objects' if header.has_objects else 'numbers'}, version {header.version[0]}"
+
+
+def _npz(data: bytes, given: Any) -> str:
+    read_members, open_member = _of("npz", "read_members"), _of("npz", "open_member")
+    file = io.BytesIO(data) if given is data else given
+    members = read_members(file, "input")
+    for member in members:
+        with open_member(file, member.place, "input") as unpacked:
+            size_bytes = sum(map(len, iter(lambda: unpacked.read(4096), b"")))
+        _hold(size_bytes == member.place.size_bytes, "a member as long as the directory says")
+        _hold(member.header is None or 0 <= member.header.data_bytes <= size_bytes, "an array within its member")
+    return f"{min(len(members), 3)} members"
+
+
+def _gguf(data: bytes, given: Any) -> str:
+    header = _of("gguf", "read_header")(given)
+    for tensor in header.tensors:
+        _hold(0 <= tensor.start <= tensor.start + tensor.size_bytes <= len(data), "a tensor within the file")
+    return f"{min(len(header.tensors), 2)} tensors"
+
+
 def _detect(data: bytes, given: Any) -> str:
     with Peek(given, _NAMES[len(data) % len(_NAMES)]) as peek:
         found = recognise(peek)
@@ -146,6 +173,9 @@ TARGETS: dict[str, Target] = {
     "zip": Target(("zip",), ("zip",), _zip),
     "safetensors": Target(("safetensors",), ("safetensors",), _safetensors),
     "safetensors-index": Target(("safetensors index",), ("safetensors",), _safetensors_index),
+    "npy": Target(("npy",), ("npy", "npy_literal"), _npy),
+    "npz": Target(("zip",), ("zip", "npy", "npz"), _npz),
+    "gguf": Target(("gguf",), ("gguf",), _gguf),
     "detect": Target(
         ("pickle", "joblib", "onnx", "zip", "safetensors", "safetensors index", "npy", "gguf", "others"),
         ("detect",),

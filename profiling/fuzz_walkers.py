@@ -47,6 +47,8 @@ _ROOM_BYTES = 256 * MIB
 """Three times what detection lets lzma reserve. A length of 2^31 that is believed does not fit."""
 _WATCHED_EVERY = 64
 _CORPUS_BYTES = 1 * KIB
+_MINIMISED_BYTES = 8 * KIB
+"""What is longer at its smallest is long for a reason, and takes hours to make smaller."""
 
 
 def memory_bound(target: Target, data: bytes) -> int:
@@ -73,6 +75,11 @@ class CountedFile(io.BytesIO):
         data = super().read(size)
         self.read_bytes += len(data)
         return data
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = super().readinto(buffer)
+        self.read_bytes += count
+        return count
 
 
 class Hang(Exception):
@@ -238,7 +245,9 @@ def write_corpus(folder: Path, tally: Tally) -> int:
     own.mkdir(parents=True, exist_ok=True)
     known = {outcome(target, each.read_bytes()) for each in own.iterdir()}
     for key, found in sorted(tally.smallest.items()):
-        if key not in known and len(data := minimise(target, key, found)) <= _CORPUS_BYTES:
+        if key in known or len(found) > _MINIMISED_BYTES:
+            continue
+        if len(data := minimise(target, key, found)) <= _CORPUS_BYTES:
             name = re.sub(r"[^a-z0-9]+", "-", re.sub(r":\d+$", "", key.lower())).strip("-")[:60].rstrip("-")
             (own / f"{name}-{zlib.crc32(data):08x}").write_bytes(data)
             written += 1
