@@ -25,12 +25,15 @@ _MOUNTS = "/proc/self/mountinfo"
 
 
 @contextlib.contextmanager
-def private_file(content: BinaryIO | bytes | bytearray | memoryview, *, suffix: str = "") -> Iterator[str]:
+def private_file(
+    content: BinaryIO | bytes | bytearray | memoryview, *, suffix: str = "", named: bool = False
+) -> Iterator[str]:
     """The path of a copy of `content` that only this user may read, gone at the end of the block.
 
     Args:
         content: A buffer, or a binary file from where it stands.
         suffix: What its name must end with, if the framework looks at that.
+        named: Whether the framework insists on a name that a folder lists, as HDF5 does, which resolves every link.
 
     Raises:
         ModelLoadError: No folder for temporary files lies on a disk.
@@ -40,7 +43,7 @@ def private_file(content: BinaryIO | bytes | bytearray | memoryview, *, suffix: 
     """
     folder = _folder_on_disk()
     with contextlib.ExitStack() as stack:
-        file, path = _without_name(folder) or _with_name(folder, suffix, stack)
+        file, path = (None if named else _without_name(folder)) or _with_name(folder, suffix, stack)
         with file:
             if isinstance(content, (bytes, bytearray, memoryview)):
                 file.write(content)

@@ -1,0 +1,160 @@
+"""What a Keras model file says of itself: its class, its layers, its version. Builds nothing.
+
+Two containers hold the same configuration. A `.keras` file is a zip with `config.json` (the class and configuration of the
+model, and of each layer in it), `metadata.json` (`keras_version`, `date_saved`) and `model.weights.h5`. A `.h5` file is HDF5
+whose root has the attributes `model_config` and `keras_version`. Source: `saving_lib.py` and `legacy_h5_format.py` of
+keras-team/keras.
+
+Hardened: members are at most `MAX_CONFIG_BYTES` once unpacked, whatever they claim. Peak memory: about ten times the
+configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mlup_stream.formats.source import Source
+from mlup_stream.formats.zip import DEFLATED, STORED, ZipMember, walk
+from mlup_stream.units import MIB
+
+__all__ = ["CONFIG_NAME", "MAX_CONFIG_BYTES", "METADATA_NAME", "WEIGHTS_NAME", "KerasConfig", "describe", "read_hdf5", "read_zip"]
+
+CONFIG_NAME = "config.json"
+METADATA_NAME = "metadata.json"
+WEIGHTS_NAME = "model.weights.h5"
+
+MAX_CONFIG_BYTES = 64 * MIB
+"""A layer takes about a kilobyte."""
+
+_MAX_DEPTH = 100
+_MAX_NAME = 200
+
+
+@dataclass(frozen=True, slots=True)
+class KerasConfig:
+    """What the configuration says.
+
+    Attributes:
+        class_name: The model's class, such as `Sequential`.
+        name: The model's own name.
+        layers: How many layers there are of each class, models within the model counted with what they hold.
+        custom: The registered names of classes that are not Keras's own: what `custom_objects` must have.
+        metadata: `keras_version` and `date_saved`, where they were written.
+    """
+
+    class_name: str
+    name: str
+    layers: dict[str, int]
+    custom: tuple[str, ...]
+    metadata: dict[str, str]
+
+
+def read_zip(given: Any, name: str | None = None) -> tuple[KerasConfig, tuple[ZipMember, ...]]:
+    """The configuration in a `.keras` file, and the zip's members.
+
+    Raises:
+        CorruptModelError: The zip or the JSON in it is damaged, or a member is too large.
+    """
+    with Source(given, name) as source:
+        members = walk(given, source.name)
+        config = _json_member(source, members, CONFIG_NAME)
+        metadata = _json_member(source, members, METADATA_NAME)
+        return describe(config, metadata), members
+
+
+def describe(config: dict[str, Any], metadata: dict[str, Any]) -> KerasConfig:
+    """The same of a configuration that was read already."""
+    layers: Counter[str] = Counter()
+    custom: set[str] = set()
+    inner = config.get("config")
+    for each, is_layer in _objects(inner, "", 0):
+        layers[str(each["class_name"])[:_MAX_NAME]] += is_layer
+        module, registered = str(each.get("module")), each.get("registered_name")
+        if isinstance(registered, str) and not module.startswith("keras") and module not in ("builtins", "None"):
+            custom.add(registered[:_MAX_NAME])
+    return KerasConfig(
+        class_name=str(config.get("class_name")),
+        name=str(inner.get("name")) if isinstance(inner, dict) else "",
+        layers={class_name: count for class_name, count in layers.items() if count},
+        custom=tuple(sorted(custom)),
+        metadata={key: str(value) for key, value in metadata.items() if key in ("keras_version", "date_saved")},
+    )
+
+
+def _objects(value: Any, inside: str, depth: int) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Every serialised object (what has a `class_name` and a `config`), and whether it is a layer of a model."""
+    if depth > _MAX_DEPTH:
+        return
+    if isinstance(value, dict):
+        if "class_name" in value and "config" in value:
+            yield value, inside == "layers"
+        for key, each in value.items():
+            yield from _objects(each, key, depth + 1)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _objects(each, inside, depth + 1)
+
+
+def _json_member(source: Source, members: tuple[ZipMember, ...], name: str) -> dict[str, Any]:
+    member = next((each for each in members if each.name == name), None)
+    if member is None:
+        raise source.corrupt(f"the member {name} in the zip", "none")
+    if max(member.size_bytes, member.compressed_bytes) > MAX_CONFIG_BYTES or member.encrypted:
+        raise source.corrupt(f"a {name} of at most {MAX_CONFIG_BYTES} bytes, not encrypted", f"{member.size_bytes} bytes")
+    data = source.read(member.data_offset, member.compressed_bytes, name)
+    if member.method == DEFLATED:
+        data = _inflated(source, data, member)
+    elif member.method != STORED:
+        raise source.corrupt(f"{name} to be stored or deflated", f"compression method {member.method}")
+    return _parsed(source, data, name)
+
+
+def _parsed(source: Source, data: bytes | str, name: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise source.corrupt(f"JSON in {name}", str(error).splitlines()[0][:120]) from None  # it would hold the document
+    if not isinstance(parsed, dict):
+        raise source.corrupt(f"a JSON object in {name}", type(parsed).__name__)
+    return parsed
+
+
+def _inflated(source: Source, data: bytes, member: ZipMember) -> bytes:
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, member.size_bytes + 1)
+    except zlib.error as error:
+        raise source.corrupt(f"deflated bytes in {member.name}", str(error)) from error
+
+
+def read_hdf5(given: Any, name: str | None = None) -> KerasConfig | None:
+    """The same of a `.h5` file; None without h5py, which alone can read its attributes.
+
+    Raises:
+        CorruptModelError: The file is damaged, or its configuration.
+    """
+    try:
+        h5py = importlib.import_module("h5py")
+    except ImportError:
+        return None
+    with Source(given, name) as source, contextlib.ExitStack() as stack:
+        readable = io.BytesIO(given) if isinstance(given, (bytes, bytearray, memoryview)) else given
+        try:
+            file = stack.enter_context(h5py.File(readable, "r"))
+            config, version = file.attrs.get("model_config", "{}"), file.attrs.get("keras_version", "")
+        except (OSError, RuntimeError, KeyError) as error:
+            raise source.corrupt("a whole HDF5 file", str(error).splitlines()[0][:120]) from error
+        if len(config) > MAX_CONFIG_BYTES:
+            raise source.corrupt(f"a model_config of at most {MAX_CONFIG_BYTES} bytes", f"{len(config)} bytes")
+        return describe(_parsed(source, config, "model_config"), {"keras_version": _text(version)})
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

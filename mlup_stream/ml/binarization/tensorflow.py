@@ -1,0 +1,232 @@
+"""Keras models (`.keras`, `.h5`) and TensorFlow SavedModel folders.
+
+Neither leaves its weights in the file: TensorFlow's variables are private memory. What can be saved is everything beside them.
+Keras reads the weights one at a time here, from any content (see `keras_reading`); a SavedModel is restored by TensorFlow itself,
+which takes 1.04 times its variables. Blocks that are freed on the way go back to the system at once (`memory.allocator`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO, ClassVar
+
+from mlup_stream.delivery.files import checked_stat
+from mlup_stream.delivery.kinds import Delivery
+from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.private_file import private_file
+from mlup_stream.delivery.reader import open_stream
+from mlup_stream.errors import CorruptModelError, LoadError, MissingClassError, MLupError, ModelBinarizationError
+from mlup_stream.extras import require
+from mlup_stream.formats.hdf5 import MAGIC as HDF5_MAGIC
+from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.saved_model import read_folder
+from mlup_stream.memory.allocator import large_blocks_given_back
+from mlup_stream.memory.estimate import Certainty, Estimate
+from mlup_stream.ml.binarization.base import FormatBinarizer
+from mlup_stream.ml.binarization.keras_reading import datasets, from_hdf5, from_zip, open_weights, parts
+from mlup_stream.units import KIB, MIB
+
+__all__ = ["TensorFlowBinarizer", "TensorFlowSavedBinarizer"]
+
+# Small, because h5py reads here and there; large reads go past the window.
+_WINDOW_BYTES = 64 * KIB
+
+# What a class that nobody registered is called, in the messages of the two formats.
+_MISSING = re.compile(r"(?:Could not locate|Could not deserialize|Unknown) (\w+):? '([^']+)'")
+_UNSAFE = re.compile(r"safe_mode=False")
+
+_FIRST_USE_BYTES = 16 * MIB
+"""What TensorFlow allocates once, when it first computes: thread pools, kernels. Measured: 11 MiB."""
+_VARIABLE_BYTES = 64 * KIB
+"""A variable and its share of a layer as Python objects."""
+_DRAWN_COPIES = 3
+"""Keras draws the first value of a variable at random, in three pieces beside it; only then are its weights read."""
+_GRAPH_RATIO = 48
+"""The functions of a SavedModel, in Python and in C++, over their size in the file. Measured: 27."""
+_RESTORED_RATIO = 1.05
+
+
+class TensorFlowBinarizer(FormatBinarizer):
+    """A Keras model, ready to predict.
+
+    Options: `custom_objects`, classes and functions of the model that are not Keras's own, by name; `safe_mode`, whether to
+    refuse pickled Python functions (default True), `compile`, whether to restore loss, metrics and optimizer as well (default
+    False: predicting needs none of them, and an optimizer's state is up to twice the weights).
+    """
+
+    format = Format.KERAS
+    deliveries = (Delivery.PATH, Delivery.STREAM, Delivery.VIEW, Delivery.BYTES)
+    options: ClassVar[frozenset[str]] = frozenset({"custom_objects", "compile", "safe_mode"})
+    corrupt = (*FormatBinarizer.corrupt, KeyError, zipfile.BadZipFile)
+
+    @classmethod
+    def prepare(cls) -> None:
+        with _quiet_import():
+            require("keras", "Keras models")
+            require("h5py", "Keras models")
+
+    @classmethod
+    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+        try:
+            with contextlib.ExitStack() as stack:
+                file = stack.enter_context(_opened(loaded_file))
+                if not _is_hdf5(file):
+                    file = stack.enter_context(open_weights(file, loaded_file.name))
+                found = datasets(file)
+        except (LoadError, OSError, RuntimeError):  # RuntimeError: h5py, of a structure that contradicts itself
+            return None  # the load will say what is wrong
+        settled_bytes = found.total_bytes + _VARIABLE_BYTES * found.arrays + _FIRST_USE_BYTES
+        estimate = Estimate.private(
+            settled_bytes + _DRAWN_COPIES * found.largest_bytes,
+            settled_bytes,
+            certainty=Certainty.CONSERVATIVE,
+            why="the arrays that the HDF5 file lists",
+        )
+        return estimate.with_raw(loaded_file.size_bytes) if delivery is Delivery.BYTES else estimate
+
+    @classmethod
+    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
+        checked_stat(path)
+        with open_stream(path, drop_behind=False, window_bytes=_WINDOW_BYTES, on_window=loaded.on_window) as file:
+            return cls.from_file(file, loaded, **options)
+
+    @classmethod
+    def from_file(
+        cls,
+        file: BinaryIO,
+        loaded: LoadedFile,
+        *,
+        custom_objects: dict[str, Any] | None = None,
+        compile: bool = False,
+        safe_mode: bool = True,
+        **_: Any,
+    ) -> Any:
+        options: dict[str, Any] = {"custom_objects": custom_objects, "compile": compile, "safe_mode": safe_mode}
+        is_hdf5 = _is_hdf5(file)
+        keras = parts()
+        with large_blocks_given_back():
+            if keras is None:
+                with private_file(file, suffix=".h5" if is_hdf5 else ".keras", named=is_hdf5) as path:
+                    return require("keras", "Keras models").saving.load_model(path, **options)
+            if is_hdf5:
+                return from_hdf5(keras, file, **options)
+            return from_zip(keras, file, loaded.name, **options)
+
+    @classmethod
+    def is_corrupt(cls, error: Exception) -> bool:
+        # What h5py says of a file's content has no errno; what the system says of the file has one. A ValueError may also
+        # be about an object that this Keras cannot make, from a file that is whole.
+        if isinstance(error, ValueError) and "ould not deserialize" in str(error):
+            return False
+        return super().is_corrupt(error) or (isinstance(error, OSError) and error.errno is None)
+
+    @classmethod
+    def explain(cls, error: Exception, loaded: LoadedFile) -> MLupError:
+        said = str(error)
+        missing = _MISSING.search(said)
+        if missing is not None:
+            kind, name = missing.groups()
+            return MissingClassError(
+                f"{loaded.name}: the Keras model needs the {kind} {name!r}, which is not registered here; import the module that"
+                f' registers it, or set binarization_kwargs={{"custom_objects": {{"{name}": ...}}}}',
+                path=loaded.path,
+                format=cls.format.value,
+                qualname=name,
+            )
+        if _UNSAFE.search(said):
+            return ModelBinarizationError(
+                f"{loaded.name}: the Keras model has a Python function in it, and to unpack one may run anything; if you trust"
+                ' who wrote the file, set binarization_kwargs={"safe_mode": False}',
+                path=loaded.path,
+                format=cls.format.value,
+            )
+        return super().explain(error, loaded)
+
+
+class TensorFlowSavedBinarizer(FormatBinarizer):
+    """A SavedModel as `tf.saved_model.load` gives it: its signatures and the attributes that were exported.
+
+    Options: `tags`, which of several graphs in the folder to load.
+    """
+
+    format = Format.SAVED_MODEL
+    deliveries = (Delivery.PATH,)
+    options: ClassVar[frozenset[str]] = frozenset({"tags"})
+
+    @classmethod
+    def prepare(cls) -> None:
+        with _quiet_import():
+            require("tensorflow", "TensorFlow SavedModels")
+
+    @classmethod
+    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+        if loaded_file.path is None or loaded_file.has_content:
+            return None
+        try:
+            folder = read_folder(loaded_file.path)
+        except (LoadError, OSError):
+            return None  # the load will say what is wrong
+        bytes_ = int(folder.variables_bytes * _RESTORED_RATIO) + folder.graph_bytes * _GRAPH_RATIO + _FIRST_USE_BYTES
+        return Estimate.private(bytes_, certainty=Certainty.CONSERVATIVE, why="the sizes of the variables and of the graph")
+
+    @classmethod
+    def from_path(cls, path: str, loaded: LoadedFile, *, tags: Any = None, **_: Any) -> Any:
+        checked_stat(path)
+        read_folder(path)
+        with large_blocks_given_back():
+            return require("tensorflow", "TensorFlow SavedModels").saved_model.load(path, tags=tags)
+
+    @classmethod
+    def from_buffer(cls, buffer: bytes | bytearray | memoryview, loaded: LoadedFile, **_: Any) -> Any:
+        raise ModelBinarizationError(
+            f"{loaded.name}: a SavedModel is a folder, and its content came as bytes; give the folder's path",
+            path=loaded.path,
+            format=cls.format.value,
+        )
+
+    @classmethod
+    def explain(cls, error: Exception, loaded: LoadedFile) -> MLupError:
+        # TensorFlow's own errors (DataLossError, NotFoundError, ...) carry the code of the status.
+        if isinstance(error, OSError) or hasattr(error, "error_code"):
+            return CorruptModelError(
+                f"{loaded.name}: expected a whole SavedModel, found a folder that TensorFlow cannot restore"
+                f" ({type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else 'no message'});"
+                " copy or export it again",
+                path=loaded.path,
+                format=cls.format.value,
+            )
+        return super().explain(error, loaded)
+
+
+def _is_hdf5(file: BinaryIO) -> bool:
+    file.seek(0)
+    head = file.read(len(HDF5_MAGIC))
+    file.seek(0)
+    return head == HDF5_MAGIC
+
+
+def _opened(loaded: LoadedFile) -> Any:
+    if loaded.has_content or loaded.path is None:
+        return loaded.open()
+    return open_stream(loaded.path, drop_behind=False, window_bytes=_WINDOW_BYTES)
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Lets TensorFlow be imported without what it prints of processors, unless the user has said how much it is to print."""
+    name = "TF_CPP_MIN_LOG_LEVEL"
+    unset = name not in os.environ
+    if unset:
+        os.environ[name] = "2"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if unset:
+            os.environ.pop(name, None)
