@@ -222,6 +222,7 @@ class InPlaceUnpickler(_Standard):  # type: ignore[misc]  # see above
                     return
                 self.append(state)
             self.settle(2)
+            del state  # which holds the arrays that are to be dropped below
             assert self._placer is not None  # or nothing would be late
             # Somebody's own __setstate__ may touch the arrays that it is given, and copy them, as the trees of a forest do.
             self._placer.check()
