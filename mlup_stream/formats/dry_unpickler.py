@@ -66,6 +66,7 @@ def _reconstructor(cls: Any, *arguments: Any) -> Any:
 
 _STAND_INS: dict[tuple[str, str], Any] = {
     ("joblib.numpy_pickle", "NumpyArrayWrapper"): _Wrapper,
+    ("sklearn.externals.joblib.numpy_pickle", "NumpyArrayWrapper"): _Wrapper,  # where scikit-learn had it before 0.23
     ("numpy", "dtype"): _DType,
     ("copyreg", "_reconstructor"): _reconstructor,
     ("copy_reg", "_reconstructor"): _reconstructor,

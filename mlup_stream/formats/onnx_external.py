@@ -19,11 +19,12 @@ from typing import NamedTuple
 from mlup_stream.formats.onnx import Layout, Region
 from mlup_stream.formats.onnx_schema import EntryField, GraphField, ModelField, NodeField, TensorField
 from mlup_stream.formats.onnx_tensor import CONSTANT, EXTERNAL, Tensor
-from mlup_stream.formats.protobuf import LENGTH_DELIMITED, Field, encode_field, encode_varint
+from mlup_stream.formats.protobuf import LENGTH_DELIMITED, Field, WireReader, encode_field, encode_varint
 from mlup_stream.formats.source import Source
 
 __all__ = ["Place", "without_payloads"]
 
+_REFERENCE = (TensorField.EXTERNAL_DATA, TensorField.DATA_LOCATION)
 _HOISTED_NAME = "mlup_stream.payload.at.%d"
 
 
@@ -54,7 +55,8 @@ def without_payloads(source: Source, layout: Layout, place: Callable[[Tensor], P
     Args:
         source: What `layout` was walked from.
         layout: The walk.
-        place: Where a tensor's elements will be found; None leaves them in the model.
+        place: Where a tensor's elements will be found; None leaves them where they are. Those of another file may be given a
+            place as well.
 
     Peak memory: the structure, that is what is written, and a record for each tensor.
     """
@@ -64,7 +66,8 @@ def without_payloads(source: Source, layout: Layout, place: Callable[[Tensor], P
         if target is None:
             continue
         if tensor.home.depth == 0:
-            edits.instead[tensor.field] = _as_field(tensor.field.number, _without_payload(tensor, target))
+            body = _without_reference(source, tensor) if tensor.external else _without_payload(tensor)
+            edits.instead[tensor.field] = _as_field(tensor.field.number, [*body, _external(tensor, target)])
         else:
             _hoist(tensor, target, layout, edits)
     written = io.BytesIO()
@@ -99,11 +102,17 @@ def _as_field(number: int, body: list[_Piece]) -> list[_Piece]:
     return [encode_varint(number << 3 | LENGTH_DELIMITED) + encode_varint(size_bytes), *body]
 
 
-def _without_payload(tensor: Tensor, target: Place) -> list[_Piece]:
+def _without_payload(tensor: Tensor) -> list[_Piece]:
     """The body of the `TensorProto`, with everything that it says but its elements."""
     field, payload = tensor.field, tensor.payload
     assert payload is not None, "a tensor without a payload was given a place"
-    return [(field.body, payload.start), (payload.stop, field.stop), _external(tensor, target)]
+    return [(field.body, payload.start), (payload.stop, field.stop)]
+
+
+def _without_reference(source: Source, tensor: Tensor) -> list[_Piece]:
+    """The body of the `TensorProto` of a tensor in another file, with everything that it says but where."""
+    said = WireReader(source).fields(tensor.field.body, tensor.field.stop, "a tensor")
+    return [(each.start, each.stop) for each in said if each.number not in _REFERENCE]
 
 
 def _external(tensor: Tensor, target: Place) -> bytes:
