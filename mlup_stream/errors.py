@@ -29,6 +29,7 @@ __all__ = [
     "ModelNotFoundError",
     "ModelPermissionError",
     "NotAModelFileError",
+    "PackError",
     "PredictError",
 ]
 
@@ -137,3 +138,9 @@ class MissingClassError(ModelBinarizationError, ImportError):
 
 class PredictError(MLupError):
     """The model raised while predicting; the cause is chained."""
+
+
+class PackError(MLupError, ValueError):
+    """A file was not packed: it has nothing to gain, there is no room, or something else is at the destination."""
+
+    path: str | None = None

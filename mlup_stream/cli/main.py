@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-SUBCOMMANDS = ("demo", "inspect", "load", "plan")
+SUBCOMMANDS = ("demo", "inspect", "load", "pack", "plan")
 
 
 def main() -> None:
