@@ -4,7 +4,8 @@ VENV ?= .venv
 # Named exactly, because an open range makes pip take the newest build for CUDA, which is gigabytes. Another build: make TORCH=2.x.y
 TORCH ?= 2.13.0
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
-PYTEST = $(VENV)/bin/python -m pytest
+# Two at a time, a file's tests in one process: every measurement is of a fresh child anyway.
+PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 .PHONY: help demo test test-torch test-tensorflow test-versions test-all lint clean
 
