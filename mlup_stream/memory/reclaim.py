@@ -14,7 +14,7 @@ from typing import Any
 
 from mlup_stream.memory.meter import snapshot
 
-__all__ = ["ReclaimStep", "give_back"]
+__all__ = ["ReclaimStep", "give_back", "trim_allocator"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,13 @@ def give_back(*releases: Callable[[], tuple[str, ...]]) -> tuple[ReclaimStep, ..
         trim(0)
     done("allocator trimmed", () if trim is not None else ("the allocator: this C library has no malloc_trim",))
     return tuple(steps)
+
+
+def trim_allocator() -> None:
+    """Lets the C library return free pages, also from inside its heap; does nothing where it cannot. Takes 0.1 to 10 ms."""
+    trim = _find_trim()
+    if trim is not None:
+        trim(0)
 
 
 def _released(release: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:

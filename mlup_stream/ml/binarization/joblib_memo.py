@@ -7,7 +7,9 @@ which takes an object that gave away its own state and shares it as well, the st
 stumbles over it: then the load has to be done again, keeping everything.
 
 Memory held at the most: what was read since the last look, which is 512 KiB, or 256 bytes for each entry of the memo if that is
-more. A look takes about 0.1 us for each entry, as long as reading so many bytes.
+more. A look takes about 0.1 us for each entry, as long as reading so many bytes. What was let go leaves holes between what stays,
+which the allocator keeps and cannot always use again (a forest of 138 MB with trees of different sizes: 16 MB of holes), so it is
+asked now and then to return them.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ import sys
 import weakref
 from typing import Any
 
-from mlup_stream.units import KIB
+from mlup_stream.memory.reclaim import trim_allocator
+from mlup_stream.units import KIB, MIB
 
 __all__ = ["MemoKeeper", "StandIn"]
 
 _LOOK_EVERY_BYTES = 512 * KIB
 _BYTES_FOR_AN_ENTRY = 256
+_TRIM_EVERY_BYTES = 8 * MIB
+_TRIM_SHARE = 16
 _LARGE_BYTES = 1 * KIB
 _STATE_ITEMS = 64
 """A container with more items than that is not the state of an object."""
@@ -56,6 +61,7 @@ class MemoKeeper:
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
         self._next_look_bytes = _LOOK_EVERY_BYTES
+        self._next_trim_bytes = _TRIM_EVERY_BYTES
         self._stand_in: StandIn | None = StandIn()
         self._alive = weakref.ref(self._stand_in)
         self.let_go = 0
@@ -74,6 +80,9 @@ class MemoKeeper:
         They put the stand-in, which `persistent_load(None)` has to give, into its places, and leave the stack as it was.
         """
         self._next_look_bytes = passed_bytes + max(_LOOK_EVERY_BYTES, _BYTES_FOR_AN_ENTRY * len(memo))
+        if self.let_go and passed_bytes >= self._next_trim_bytes:
+            trim_allocator()
+            self._next_trim_bytes = passed_bytes + max(_TRIM_EVERY_BYTES, passed_bytes // _TRIM_SHARE)
         unused = [index for index in memo if _references(memo, index) == _HELD_ONCE_MORE and _is_large(memo[index])]
         if not unused:
             return b""
