@@ -140,7 +140,6 @@ ARRAYS: dict[str, Any] = {
     "memmap": memmapped(),
     "masked": np.ma.masked_array(np.arange(float(N)), np.arange(N) % 3 == 0, fill_value=-1.0),
     "records": np.rec.fromarrays([np.arange(N), np.arange(N) / 2], names="a,b"),
-    "characters": np.char.array(["ab", "c"] * N),
     "tagged": np.arange(float(N)).view(Tagged),
     "stateful": stateful(),
     "numpy scalar": np.float64(1.5),
