@@ -89,7 +89,7 @@ def size_argument(text: str) -> int:
 
 
 def machine(packages: Iterable[str] = ()) -> str:
-    """One line: the system, its cores and memory, Python, and the versions of those packages that are installed."""
+    """One line: the system, its cores, memory and load, Python, and the versions of those packages that are installed."""
     memory = ""
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = f", {format_bytes(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))} of memory"
@@ -99,8 +99,10 @@ def machine(packages: Iterable[str] = ()) -> str:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             continue
+    # Seconds mean little on a machine that has other things to do.
+    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
-    return f"{system}, {os.cpu_count()} cores{memory}; Python {platform.python_version()}, {', '.join(versions)}."
+    return f"{system}, {os.cpu_count()} cores{memory}{load}; Python {platform.python_version()}, {', '.join(versions)}."
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:

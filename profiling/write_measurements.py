@@ -43,12 +43,13 @@ class Section:
     size: str = "512MiB"
 
 
-_LIMITS = (
-    ("pickle-arrays", "arrays.pkl"),
-    ("joblib-forest", "forest.joblib"),
-    ("onnx", "network.onnx"),
-    ("safetensors-numpy", "arrays.safetensors"),
+# In parts, because each part is a table and is kept when the next one fails.
+_FORMATS = (
+    "pickle-arrays,joblib-arrays,npy,npz,onnx,safetensors",
+    "pickle-forest,pickle-dicts,joblib-forest,joblib-zlib",
+    "torch,gguf,lightgbm,xgboost,keras,savedmodel",
 )
+_LIMITS = (("pickle-arrays", "arrays.pkl"), ("onnx", "network.onnx"), ("safetensors-numpy", "arrays.safetensors"))
 
 SECTIONS = {
     "demo": Section(
@@ -58,24 +59,24 @@ SECTIONS = {
     ),
     "libraries": Section(
         "Against each library's own call",
-        "Every format, in turn with its library; see `against_libraries.py`.",
-        ("against_libraries.py --size 256MiB --repeat 5",),
+        "In turn with the library; see `against_libraries.py`.",
+        tuple(f"against_libraries.py --size 256MiB --repeat 3 --formats {names}" for names in _FORMATS),
     ),
     "speed": Section(
         "The same with `optimize=\"speed\"`",
         "Where the format lets one choose.",
-        ("against_libraries.py --size 256MiB --repeat 5 --optimize speed --formats pickle,onnx,safetensors",),
+        ("against_libraries.py --size 256MiB --repeat 3 --optimize speed --formats pickle-arrays,onnx,safetensors-numpy",),
     ),
     "cold": Section(
         "The same from a cold file",
         "The file is dropped from the page cache before each load, so that reading it from the disk counts: within the load where"
         " the library reads, at the first use where the weights stay in the file.",
-        ("against_libraries.py --size 256MiB --repeat 5 --cold --formats pickle,onnx,safetensors",),
+        ("against_libraries.py --size 256MiB --repeat 3 --cold --formats pickle-arrays,onnx,safetensors-numpy",),
     ),
     "limits": Section(
         "The smallest memory limit",
         "In which a model of 512 MiB loads and answers; see `smallest_limit.py`.",
-        tuple(f"smallest_limit.py {{folder}}/{name}" for _, name in _LIMITS),
+        tuple(f"smallest_limit.py {{folder}}/{name} --deliveries library,auto" for _, name in _LIMITS),
         _LIMITS,
     ),
     "memray": Section(
@@ -119,6 +120,15 @@ def written(section: Section) -> str:
 _DEMO_PACKAGES = ("numpy", "scikit-learn", "joblib", "onnxruntime")
 
 
+def put(heading: str, text: str) -> None:
+    """Puts one section into the document, in the place of the one that it had, the others as they are."""
+    there = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
+    parts = {part.partition("\n")[0]: part.rstrip() + "\n" for part in re.split(r"^(?=## )", there, flags=re.MULTILINE)[1:]}
+    parts[heading] = text
+    chosen = [parts[f"## {section.title}"] for section in SECTIONS.values() if f"## {section.title}" in parts]
+    TARGET.write_text("\n".join([PREFACE, *chosen]), encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", default=",".join(SECTIONS), help=f"with commas; of {', '.join(SECTIONS)} (default: all)")
@@ -127,13 +137,8 @@ def main() -> int:
     if not set(wanted) <= set(SECTIONS):
         parser.error(f"--sections: expected some of {', '.join(SECTIONS)}")
     TARGET.parent.mkdir(exist_ok=True)
-    there = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
-    old = {text.partition("\n")[0]: text.rstrip() + "\n" for text in re.split(r"^(?=## )", there, flags=re.MULTILINE)[1:]}
     for name in wanted:
-        old[f"## {SECTIONS[name].title}"] = written(SECTIONS[name])
-        # After each, so that a long run that is broken off is not lost.
-        chosen = [old[f"## {section.title}"] for section in SECTIONS.values() if f"## {section.title}" in old]
-        TARGET.write_text("\n".join([PREFACE, *chosen]), encoding="utf-8")
+        put(f"## {SECTIONS[name].title}", written(SECTIONS[name]))  # after each: a run that is broken off is not lost
     return 0
 
 

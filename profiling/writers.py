@@ -13,8 +13,8 @@ from typing import Any
 _ITEM_BYTES = 4  # float32
 _LAYERS = 4
 _BYTES_PER_DICT = 61  # of the pickle of pickled_dicts
-_COPIED_TREES = 16
-_BOOSTED_ROWS = 60_000
+_COPIED_TREES = 4
+_BOOSTED_ROWS = 20_000
 
 
 def _arrays(size_bytes: int) -> dict[str, Any]:
@@ -155,7 +155,8 @@ def lightgbm(path: str, size_bytes: int) -> None:
 
     generator = numpy.random.default_rng(0)
     rows, values = generator.standard_normal((_BOOSTED_ROWS, 16)), generator.standard_normal(_BOOSTED_ROWS)
-    settings = {"num_leaves": 8192, "min_data_in_leaf": 2, "verbose": -1, "num_threads": 2}
+    # One thread each: threads that wait for each other on a busy machine take minutes instead of seconds.
+    settings = {"num_leaves": 4096, "min_data_in_leaf": 2, "verbose": -1, "num_threads": 1}
     booster = lightgbm.train(settings, lightgbm.Dataset(rows, values), num_boost_round=_COPIED_TREES)
     text = booster.model_to_string()
     head, _, rest = text.partition("Tree=0\n")
@@ -178,7 +179,7 @@ def xgboost(path: str, size_bytes: int) -> None:
 
     generator = numpy.random.default_rng(0)
     data = xgboost.DMatrix(generator.standard_normal((_BOOSTED_ROWS, 16)), generator.standard_normal(_BOOSTED_ROWS))
-    settings = {"max_depth": 15, "min_child_weight": 0, "tree_method": "hist", "nthread": 2}
+    settings = {"max_depth": 15, "min_child_weight": 0, "tree_method": "hist", "nthread": 1}
     probe = xgboost.train(settings, data, num_boost_round=1)
     rounds = max(1, math.ceil(size_bytes / len(probe.save_raw("ubj"))))
     xgboost.train(settings, data, num_boost_round=rounds - 1, xgb_model=probe).save_model(path)

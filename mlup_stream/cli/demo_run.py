@@ -17,7 +17,7 @@ from mlup_stream.ml.binarization.registry import binarizer_class
 
 __all__ = ["run", "steps"]
 
-_CHILD_SECONDS = 300
+_CHILD_SECONDS = 1200  # of a child that hangs; a busy machine is only slow
 # What a demo's loads took is not to be remembered: its files will be gone.
 _ENVIRONMENT = {"MLUP_STREAM_LEARNED": "0"}
 # Importing scikit-learn takes longer than most of the loads: as many processes import at a time as there are cores, at most
