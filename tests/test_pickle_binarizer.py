@@ -103,6 +103,34 @@ def test_a_file_is_read_from_where_it_stands_and_stays_open(path: Path) -> None:
         assert not file.closed
 
 
+@pytest.mark.parametrize("kind", CONTENT)
+def test_an_estimate_does_not_use_the_content_up(kind: str) -> None:
+    """What was looked at can still be loaded; what can be read once only is not looked at."""
+    loaded = LoadedFile(CONTENT[kind](pickle.dumps(MODEL)))
+    estimate = PickleBinarizer.estimate(loaded, Delivery.BYTES)
+    assert (estimate is None) == (kind == "unseekable")
+    assert PickleBinarizer.deserialize(loaded) == MODEL
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+def test_estimates_say_how_sure_they_are(path: Path, delivery: Delivery) -> None:
+    """Exact for payload, a guess for objects, nothing for what is no pickle; bytes has the raw data on top."""
+    numpy = pytest.importorskip("numpy", reason="arrays are numpy's")
+    array = numpy.arange(1e6)
+    loaded = LoadedFile(path=written(path, pickle.dumps(array, 4)))
+    estimate = PickleBinarizer.estimate(loaded, delivery)
+    assert estimate is not None
+    assert estimate.certainty.value == "exact"
+    expected = {Delivery.VIEW: 0, Delivery.BYTES: 2 * array.nbytes}.get(delivery, array.nbytes)
+    assert abs(estimate.peak_anon_bytes - expected) < 10_000
+    written(path, pickle.dumps([{"a": index} for index in range(100_000)]))
+    estimate = PickleBinarizer.estimate(loaded, delivery)
+    assert estimate is not None
+    assert estimate.certainty.value == "unknown"
+    assert PickleBinarizer.estimate(LoadedFile(path=written(path, b"no pickle")), delivery) is None
+    assert PickleBinarizer.estimate(LoadedFile(path=path.with_name("absent")), delivery) is None
+
+
 def test_what_the_old_package_hands_over_loads(path: Path) -> None:
     """Anything that has `raw_data` and `path`."""
 
