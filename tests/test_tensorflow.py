@@ -462,6 +462,7 @@ def big(keras: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
         folder=str(folder),
         width=WIDTH,
         count=LAYERS,
+        timeout_seconds=280,
         environment={"TF_CPP_MIN_LOG_LEVEL": "3"},
     )
     yield {path.name: path for path in folder.iterdir()}

@@ -1,85 +1,102 @@
-"""Say what FILE is and what its headers say. Loads nothing."""
+"""Say what FILE is and what its headers say. Loads nothing.
+
+Imports no framework and reads no payload: a model that could not be loaded here is described all the same.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from mlup_stream.cli.exit_codes import exit_on_error
-from mlup_stream.delivery.loaded_file import LoadedFile
-from mlup_stream.errors import AmbiguousModelError
-from mlup_stream.formats.inspect import inspect
-from mlup_stream.ml.binarization.detection import detect, findings_of
-from mlup_stream.ml.storage.local_disk import DiskStorage
+from mlup_stream.ml.inspection import inspect
 from mlup_stream.units import format_bytes
 
-__all__ = ["command"]
+__all__ = ["command", "rendering"]
 
-_SHOWN_ROWS = 40
+_SHOWN_ROWS = 20
+_SIZES = "_bytes"
 
 
 @click.command("inspect", help=__doc__)
 @click.argument("file", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def command(file: str, as_json: bool) -> None:
+@click.option("--all", "show_all", is_flag=True, help=f"Show lists whole, not their first {_SHOWN_ROWS} entries.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def command(file: str, show_all: bool, as_json: bool) -> None:
     with exit_on_error():
-        found = _inspected(file)
+        said = inspect(file)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(said, indent=2))
     else:
-        _show(found)
+        Console().print(rendering(said, None if show_all else _SHOWN_ROWS))
 
 
-def _inspected(file: str) -> dict[str, Any]:
-    files = DiskStorage(file).load()
-    if len(files) > 1:
-        names = ", ".join(each.name for each in files[:10])
-        raise AmbiguousModelError(f"{file}: expected one model, found {len(files)}: {names}; give one of them")
-    loaded: LoadedFile = files[0]
-    kind = detect(loaded)
-    evidence = next((finding.evidence for finding in findings_of(loaded) if finding.format is kind), "")
-    return {
-        "file": loaded.name,
-        "format": kind.value,
-        "evidence": evidence,
-        "size_bytes": loaded.size_bytes,
-        **inspect(loaded.path, kind, loaded.name),
-    }
+def rendering(said: dict[str, Any], rows: int | None = _SHOWN_ROWS) -> RenderableType:
+    """What `inspect` said, for a terminal: the facts, then a table for each list of things.
 
-
-def _show(found: dict[str, Any]) -> None:
-    """Facts first, then whatever is a list of things with the same fields as a table of its own."""
-    console = Console()
+    Args:
+        said: What `inspect` returned.
+        rows: How many entries of each list to show; None for all.
+    """
     facts = Table.grid(padding=(0, 2))
-    for name, value in found.items():
-        if not isinstance(value, (list, dict)):
-            facts.add_row(*_fact(name, value))
-        elif isinstance(value, dict):
-            facts.add_row(name, ", ".join(f"{key} {item}" for key, item in value.items()) or "none")
-        elif not value or not isinstance(value[0], dict):
-            facts.add_row(name, ", ".join(map(str, value)) or "none")
-    console.print(facts)
-    for name, value in found.items():
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    tables: list[RenderableType] = []
+    for key, value in said.items():
+        if key == "file" or key.endswith("_total"):
+            continue
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            console.print(_rows(name, value))
+            tables.append(_table(key, value, said.get(f"{key}_total", len(value)), rows))
+        else:
+            facts.add_row(_label(key), Text(_cell(key, value, rows)))
+    return Group(Text(str(said["file"]), style="bold underline"), facts, *tables)
 
 
-def _rows(title: str, rows: list[dict[str, Any]]) -> Table:
-    more = len(rows) - _SHOWN_ROWS
-    table = Table(title=title, title_justify="left", caption=f"and {more} more; --json has them all" if more > 0 else None)
-    for name in rows[0]:
-        table.add_column(_fact(name, 0)[0], justify="right" if name.endswith("_bytes") else "left")
-    for row in rows[:_SHOWN_ROWS]:
-        table.add_row(*(_fact(name, value)[1] for name, value in row.items()))
+def _table(key: str, entries: list[dict[str, Any]], total: int, rows: int | None) -> Table:
+    shown = entries[:rows]
+    more = total - len(shown)
+    table = Table(title=f"{_label(key)} ({total})", title_justify="left", caption_justify="left")
+    if more:
+        table.caption = f"and {more} more" + ("; --all shows them" if len(shown) < len(entries) else "")
+    columns = list(dict.fromkeys(column for entry in shown for column in entry))
+    for column in columns:
+        table.add_column(_label(column), justify="right" if column.endswith(_SIZES) else "left", overflow="fold")
+    for entry in shown:
+        table.add_row(*(Text(_cell(column, entry.get(column), rows)) for column in columns))
     return table
 
 
-def _fact(name: str, value: Any) -> tuple[str, str]:
-    """A heading and a text: sizes with their unit, the other names as they are."""
-    if name.endswith("_bytes") and isinstance(value, int):
-        return name.removesuffix("_bytes"), format_bytes(value)
-    return name, str(value)
+def _cell(key: str, value: Any, rows: int | None) -> str:
+    if value is None or value == "":
+        return "not said"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and key.endswith(_SIZES):
+        return format_bytes(value)
+    if key == "shape":
+        return " x ".join(map(str, value)) or "scalar"
+    if isinstance(value, dict):
+        lines = [f"{name}: {_cell('', each, rows)}" for name, each in value.items()]
+        return _cut(lines, rows, "\n") or "none"
+    if isinstance(value, list):
+        return _cut([_cell("", each, rows) for each in value], rows, ", ") or "none"
+    return str(value)
+
+
+def _cut(parts: list[str], rows: int | None, between: str) -> str:
+    more = len(parts) - len(parts[:rows])
+    return between.join(_with_rest(parts[:rows], more))
+
+
+def _with_rest(parts: list[str], more: int) -> Iterable[str]:
+    return [*parts, f"and {more} more"] if more else parts
+
+
+def _label(key: str) -> str:
+    return key.removesuffix(_SIZES).replace("_", " ")

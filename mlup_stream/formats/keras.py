@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import json
 import zlib
 from collections import Counter
@@ -135,7 +134,7 @@ def _inflated(source: Source, data: bytes, member: ZipMember) -> bytes:
 
 
 def read_hdf5(given: Any, name: str | None = None) -> KerasConfig | None:
-    """The same of a `.h5` file; None without h5py, which alone can read its attributes.
+    """The same of a `.h5` file, by its path or as a file object; None without h5py, which alone can read its attributes.
 
     Raises:
         CorruptModelError: The file is damaged, or its configuration.
@@ -145,9 +144,8 @@ def read_hdf5(given: Any, name: str | None = None) -> KerasConfig | None:
     except ImportError:
         return None
     with Source(given, name) as source, contextlib.ExitStack() as stack:
-        readable = io.BytesIO(given) if isinstance(given, (bytes, bytearray, memoryview)) else given
         try:
-            file = stack.enter_context(h5py.File(readable, "r"))
+            file = stack.enter_context(h5py.File(given, "r"))
             config, version = file.attrs.get("model_config", "{}"), file.attrs.get("keras_version", "")
         except (OSError, RuntimeError, KeyError) as error:
             raise source.corrupt("a whole HDF5 file", str(error).splitlines()[0][:120]) from error

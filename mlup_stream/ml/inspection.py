@@ -1,0 +1,66 @@
+"""What a model file is and what its headers say, without loading it: `inspect("model.onnx")`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from mlup_stream.delivery.files import explain_os_error
+from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.errors import MLupError
+from mlup_stream.formats.inspect import describe
+from mlup_stream.ml.binarization.detection import detect, findings_of
+
+__all__ = ["inspect"]
+
+
+def inspect(source: Any) -> dict[str, Any]:
+    """What the headers of a model say, as a dict that JSON can hold. Imports no framework and builds nothing.
+
+    Args:
+        source: A path, a buffer, a binary file object (left where it stood, if it can seek), or a `LoadedFile`.
+
+    Returns:
+        `file`, `format`, `size_bytes` and `evidence` (what says that it is of this format), then what the format's headers say:
+        types and shapes, versions, inputs and outputs.
+
+    Raises:
+        ModelNotFoundError, ModelPermissionError, NotAModelFileError: It cannot be opened.
+        FormatNotRecognizedError, AmbiguousFormatError: No format claims it, or several.
+        CorruptModelError: Its headers are damaged.
+
+    Peak memory: the headers and what they list, tens of megabytes for the largest; no payload is read.
+    """
+    loaded = _handle(source)
+    position = source.tell() if hasattr(source, "read") and hasattr(source, "seekable") and source.seekable() else None
+    try:
+        format = detect(loaded)  # the typed errors come from here
+        evidence = next((each.evidence for each in findings_of(loaded) if each.format is format), "")
+        said = {"file": loaded.name, "format": format.value, "size_bytes": loaded.size_bytes, "evidence": evidence}
+        if loaded.path is not None and not loaded.has_content:
+            return {**said, **_described(format, loaded)}
+        with loaded.open() as file:
+            return {**said, **describe(format, file, loaded.name)}
+    finally:
+        if position is not None:
+            source.seek(position)
+        if loaded is not source:
+            loaded.release()
+
+
+def _described(format: Any, loaded: LoadedFile) -> dict[str, Any]:
+    assert loaded.path is not None
+    try:
+        return describe(format, loaded.path, loaded.name)
+    except MLupError:
+        raise
+    except OSError as error:
+        raise explain_os_error(error, loaded.path) from error
+
+
+def _handle(source: Any) -> LoadedFile:
+    if isinstance(source, (str, os.PathLike)):
+        return LoadedFile(path=os.path.expanduser(source))
+    if hasattr(source, "raw_data") and hasattr(source, "path"):
+        return LoadedFile.of(source)
+    return LoadedFile(source)
