@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -80,8 +81,9 @@ def read_members(given: Any, name: str | None = None) -> tuple[NpzMember, ...]:
     with contextlib.ExitStack() as stack:
         file = given
         if not hasattr(given, "read"):
-            opened = given.open() if hasattr(given, "open") else open(given, "rb")  # noqa: SIM115  # the stack closes it
-            file = stack.enter_context(opened)
+            is_path = isinstance(given, (str, os.PathLike))
+            file = open(given, "rb") if is_path else given.open()  # noqa: SIM115  # the stack closes it
+            stack.callback(file.close)
         return tuple(_member(file, place, called) for place in walk(file, called))
 
 
