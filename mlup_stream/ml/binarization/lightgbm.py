@@ -1,99 +1,92 @@
-"""LightGBM's text models, as a `Booster`.
+"""LightGBM text models.
 
-The library reads a truncated file without complaint, as a model of fewer trees, or dies of it. The header says how long each tree
-is, so that the end of the trees is looked at first.
+The text is checked before LightGBM sees it, because a damaged one would end the process (`formats.lightgbm`). LightGBM itself
+holds the text and, growing beside it, the model: from a path 1.7 to 1.9 times the file at the peak and 0.6 settled.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any, BinaryIO
 
 from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
-from mlup_stream.delivery.reader import open_buffer
-from mlup_stream.errors import CorruptModelError
+from mlup_stream.delivery.reader import open_buffer, open_stream
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.lightgbm import walk
+from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
-from mlup_stream.units import KIB, MIB
 
 __all__ = ["LightGBMBinarizer"]
 
-_FIRST_TREE = b"\nTree=0\n"
-_END = b"end of trees"
-_PARAMETERS_END = b"end of parameters"
-_TAIL_BYTES = 64 * KIB
-_MAX_HEADER_BYTES = 256 * MIB
-"""A model of a million features has a header of about 40 MB."""
+# Over the size of the text, on trees of 31 to 4000 leaves: measured 1.66 to 1.88 and 0.58 to 0.66.
+_PEAK, _SETTLED = 2.0, 0.75
+_LAST_LINE = b"\npandas_categorical:"
 
 
 class LightGBMBinarizer(FormatBinarizer):
-    """What `Booster.save_model` wrote. Trees live in the library's own memory: nothing can stay in the file."""
+    """A `lightgbm.Booster`."""
 
     format = Format.LIGHTGBM
     deliveries = (Delivery.PATH, Delivery.BYTES)
-    options = frozenset({"params"})
 
     @classmethod
     def prepare(cls) -> None:
         require("lightgbm", "LightGBM models")
 
     @classmethod
-    def from_path(cls, path: str, loaded: LoadedFile, *, params: dict[str, Any] | None = None, **_: Any) -> Any:
-        with open(path, "rb") as file:
-            _check_whole(file, loaded)
-        return require("lightgbm", "LightGBM models").Booster(params=params, model_file=path)
+    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+        size_bytes = loaded_file.size_bytes
+        # The copy of `bytes` is the text that LightGBM reads: no second one is made.
+        return Estimate.private(
+            int(_PEAK * size_bytes), int(_SETTLED * size_bytes), certainty=Certainty.CONSERVATIVE, why="the size of the text"
+        )
 
     @classmethod
-    def from_buffer(
-        cls,
-        buffer: bytes | bytearray | memoryview,
-        loaded: LoadedFile,
-        *,
-        params: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> Any:
+    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
+        lightgbm = require("lightgbm", "LightGBM models")
+        with open_stream(path, drop_behind=False, on_window=loaded.on_window) as file:
+            walk(file, loaded.name, _are_children)
+        return lightgbm.Booster(model_file=path)
+
+    @classmethod
+    def from_file(cls, file: BinaryIO, loaded: LoadedFile, **options: Any) -> Any:
+        return cls.from_buffer(file.read(), loaded, **options)
+
+    @classmethod
+    def from_buffer(cls, buffer: bytes | bytearray | memoryview, loaded: LoadedFile, **options: Any) -> Any:
+        lightgbm = require("lightgbm", "LightGBM models")
         with open_buffer(buffer) as file:
-            _check_whole(file, loaded)
-        text = str(buffer, "utf-8")
-        return require("lightgbm", "LightGBM models").Booster(params=params, model_str=text)
-
-    @classmethod
-    def is_corrupt(cls, error: Exception) -> bool:
-        # The library has one kind of exception for whatever is wrong with a file.
-        return type(error).__name__ == "LightGBMError" or super().is_corrupt(error)
+            walk(file, loaded.name, _are_children)
+        return lightgbm.Booster(model_str=_Encoded(bytes(buffer)))
 
 
-def _check_whole(file: BinaryIO, loaded: LoadedFile) -> None:
-    """Refuses a file whose trees do not end where its header says, or whose parameters do not end at all."""
-    header = bytearray()
-    while _FIRST_TREE not in header:
-        chunk = file.read(64 * KIB)
-        if not chunk or len(header) > _MAX_HEADER_BYTES:
-            if header.startswith(b"tree") and _END in header:
-                return  # a model without trees
-            raise _damaged(loaded, "no first tree")
-        header += chunk
-    start = header.index(_FIRST_TREE) + 1
-    sizes = re.search(rb"\ntree_sizes=([\d ]*)\n", header[:start])
-    if sizes is None:
-        return  # written before LightGBM 2.1, which had no sizes
-    trees_end = start + sum(map(int, sizes[1].split()))
-    size_bytes = file.seek(0, 2)
-    file.seek(min(trees_end, size_bytes))
-    found = file.read(len(_END))
-    if found != _END:
-        raise _damaged(loaded, f"{found!r} at byte {trees_end} of {size_bytes}, where the trees should end")
-    file.seek(max(trees_end, size_bytes - _TAIL_BYTES))
-    tail = file.read()
-    if b"\nparameters:" in tail and _PARAMETERS_END not in tail:
-        raise _damaged(loaded, "parameters without an end")
+class _Encoded(str):
+    """The text of a model as LightGBM asks for it: encoded, which it is already, and its last line.
+
+    As an ordinary `str` it would be there three times: as it came, decoded, and encoded again.
+    """
+
+    _text: bytes
+
+    def __new__(cls, text: bytes) -> _Encoded:
+        found = text.rfind(_LAST_LINE)
+        encoded = super().__new__(cls, text[found if found >= 0 else len(text) - 1 :].decode(errors="replace"))
+        encoded._text = text
+        return encoded
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return self._text
 
 
-def _damaged(loaded: LoadedFile, found: str) -> CorruptModelError:
-    return CorruptModelError(
-        f"{loaded.name}: expected a whole LightGBM model, found {found}; it may be truncated: copy or save it again",
-        path=loaded.path,
-        format=Format.LIGHTGBM.value,
-    )
+def _are_children(left: bytes, right: bytes, leaves: int) -> bool:
+    """As `formats.lightgbm.are_children`, ten times as fast."""
+    import numpy
+
+    found = numpy.fromstring(left + b" " + right, dtype=numpy.int64, sep=" ")
+    nodes = leaves - 1
+    if len(found) != 2 * nodes or int(found.min()) < -leaves or int(found.max()) >= nodes:
+        return False
+    counts = numpy.bincount(found + leaves, minlength=leaves + nodes)
+    counts[leaves] += 1  # the root, below which everything lies
+    return bool((counts == 1).all())
