@@ -47,8 +47,8 @@ def test_overwriting_the_file_in_place_changes_nothing(path: Path, delivery: str
 def test_without_a_snapshot_the_map_shows_what_is_written() -> None:
     """The danger that the snapshot is there for: docs/security.md tells it, and this test would fail if it were not so."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        path = Path(folder) / "m.pckl"
-        path.write_bytes(pickle.dumps(numpy.arange(ITEMS, dtype=numpy.float64), protocol=5))
+        path = Path(folder) / "m.npy"
+        numpy.save(path, numpy.arange(ITEMS, dtype=numpy.float64))
         model = mlup.load(path, delivery="view")
         with open(path, "r+b") as file:
             file.write(b"\0" * path.stat().st_size)
