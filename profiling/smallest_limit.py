@@ -23,7 +23,7 @@ from typing import Any
 import answers
 import common
 import formats
-import limits
+import limiters
 from common import LIBRARY
 
 from mlup_stream.cli.fresh_process import ChildFailed
@@ -57,7 +57,7 @@ def attempt(path: str, format_name: str, way: str, optimize: str, ask: str | Non
 class Search:
     """The tries of one way."""
 
-    def __init__(self, arguments: argparse.Namespace, path: str, format_name: str, limiter: limits.Limiter) -> None:
+    def __init__(self, arguments: argparse.Namespace, path: str, format_name: str, limiter: limiters.Limiter) -> None:
         self._arguments = arguments
         self._path = path
         self._format_name = format_name
@@ -158,7 +158,7 @@ def main() -> int:
     path = os.path.abspath(arguments.file)
     format_name, ways = common.call("formats:ways_of", path=path)
     ways = [way.strip() for way in arguments.deliveries.split(",") if way.strip()] or ways
-    limiter = limits.find_limiter()
+    limiter = limiters.find_limiter()
     common.note(f"limited by: {limiter.name}")
     search = Search(arguments, path, format_name, limiter)
     search.learn_the_answer()

@@ -161,10 +161,10 @@ def test_smallest_limit_finds_limits(model: Path) -> None:
 def test_a_limit_is_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that takes more than its limit does not answer, one that takes less does: by the group, and by RLIMIT_DATA."""
     monkeypatch.syspath_prepend(str(PROFILING))
-    import limits
+    import limiters
 
-    by_rlimit = limits.Limiter("RLIMIT_DATA", limits._under_rlimit)
-    for limiter in (limits.find_limiter(), by_rlimit):
+    by_rlimit = limiters.Limiter("RLIMIT_DATA", limiters._under_rlimit)
+    for limiter in (limiters.find_limiter(), by_rlimit):
         with limiter.limited(128 * MIB) as enter:
             call_fresh("test_profiling:spiking", environment=HERE, before_exec=enter, spike_bytes=16 * MIB)
             with pytest.raises(ChildFailed):
