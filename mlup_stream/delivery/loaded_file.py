@@ -175,7 +175,7 @@ class LoadedFile:
         return self._view
 
     def take_snapshot(self) -> None:
-        """Goes on with a private copy of the file, which nobody else can change; see `snapshot_of`. It is given up by `release`."""
+        """Goes on with a private copy of the file, which nobody else can change, until `release`; see `snapshot_of`."""
         if self.path is not None and not self.has_content:
             self.path = self._snapshot.enter_context(snapshot_of(self.path))
 
