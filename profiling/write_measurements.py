@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import common
@@ -45,7 +46,8 @@ class Section:
 
 # In parts, because each part is a table and is kept when the next one fails.
 _FORMATS = (
-    "pickle-arrays,joblib-arrays,npy,npz,onnx,safetensors",
+    "pickle-arrays,onnx,safetensors-numpy",
+    "joblib-arrays,npy,npz,safetensors-torch,onnx-external",
     "pickle-forest,pickle-dicts,joblib-forest,joblib-zlib",
     "torch,gguf,lightgbm,xgboost,keras,savedmodel",
 )
@@ -97,11 +99,12 @@ def run(command: str, folder: str) -> str:
     start = [os.path.join(os.path.dirname(sys.executable), program)] if program == "mlup-stream" else [sys.executable, program]
     done = subprocess.run([*start, *rest], cwd=common.HERE, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        common.note(f"{command} ended with {done.returncode}")
+        raise SystemExit(f"{command} ended with {done.returncode}; the document keeps what it had of this section")
     return done.stdout.replace(folder + os.sep, "").strip()
 
 
-def written(section: Section) -> str:
+def written(section: Section) -> Iterator[str]:
+    """The section after each of its commands: a long run that is broken off is not lost."""
     parts = [f"## {section.title}\n\n{section.text}\n"]
     with tempfile.TemporaryDirectory(prefix="mlup-stream-measurements-") as folder:
         for kind, name in section.models:
@@ -114,7 +117,7 @@ def written(section: Section) -> str:
             # Only Markdown tables are left as they are.
             output = output if output.startswith("|") else f"```text\n{output}\n```\n\n{common.machine(_DEMO_PACKAGES)}"
             parts.append(f"`{shown}`\n\n{output}\n")
-    return "\n".join(parts)
+            yield "\n".join(parts)
 
 
 _DEMO_PACKAGES = ("numpy", "scikit-learn", "joblib", "onnxruntime")
@@ -138,7 +141,8 @@ def main() -> int:
         parser.error(f"--sections: expected some of {', '.join(SECTIONS)}")
     TARGET.parent.mkdir(exist_ok=True)
     for name in wanted:
-        put(f"## {SECTIONS[name].title}", written(SECTIONS[name]))  # after each: a run that is broken off is not lost
+        for text in written(SECTIONS[name]):
+            put(f"## {SECTIONS[name].title}", text)
     return 0
 
 
