@@ -16,7 +16,7 @@ from measured import SLACK_BYTES, measure_load
 
 from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
 from mlup_stream.delivery.loaded_file import LoadedFile
-from mlup_stream.errors import CorruptModelError, LoadError, ModelBinarizationError
+from mlup_stream.errors import CorruptModelError, LoadError, ModelBinarizationError, ModelNotFoundError
 from mlup_stream.formats.gguf import TYPES, read_header
 from mlup_stream.ml.binarization.gguf import GgufBinarizer, GgufModel
 from mlup_stream.units import MIB
@@ -178,6 +178,47 @@ def test_arrays_do_not_lie_in_content_that_others_may_change(path: Path) -> None
     model = load(LoadedFile(memoryview(content)))
     content[:] = bytes(len(content))
     assert_same(model, path)
+
+
+def split(folder: Path, count: int = 3) -> list[Path]:
+    """A model in several files, as llama.cpp's gguf-split names them."""
+    writer = gguf.GGUFWriter(folder / "model.gguf", "llama", split_max_tensors=3)
+    for index in range(8):
+        writer.add_tensor(f"w{index}", numpy.arange(4, dtype="f4") + index)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    paths = sorted(folder.glob("*.gguf"))
+    assert [path.name for path in paths] == [f"model-{number + 1:05}-of-{count:05}.gguf" for number in range(count)]
+    return paths
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+def test_a_model_in_several_files_is_one(tmp_path: Path, delivery: Delivery) -> None:
+    """Whichever of them is given, in order, and still after the release; the estimate is for all of them."""
+    for path in split(tmp_path):
+        model = load(LoadedFile(path=path, delivery=delivery))
+        assert list(model) == [f"w{index}" for index in range(8)]
+        assert [array.tolist() for array in model.values()] == [[i, i + 1, i + 2, i + 3] for i in range(8)]
+        estimate = GgufBinarizer.estimate(LoadedFile(path=path), Delivery.PATH)
+        assert estimate is not None
+        assert estimate.peak_anon_bytes >= 8 * 16
+        assert model.metadata["general.architecture"] == "llama"
+
+
+def test_a_model_in_several_files_that_is_not_whole(tmp_path: Path) -> None:
+    """A file that is missing is named; one of another model is noticed; without a path nobody knows where the others are."""
+    paths = split(tmp_path)
+    with pytest.raises(ModelBinarizationError, match="give the path"):
+        load(LoadedFile(paths[0].read_bytes()))
+    paths[2].write_bytes(paths[1].read_bytes())
+    with pytest.raises(CorruptModelError, match="expected 8 tensors in its 3 files"):
+        load(LoadedFile(path=paths[0]))
+    paths[1].unlink()
+    for delivery in DELIVERIES:
+        with pytest.raises(ModelNotFoundError, match="model-00002-of-00003"):
+            load(LoadedFile(path=paths[0], delivery=delivery))
 
 
 def text(value: bytes | str) -> bytes:

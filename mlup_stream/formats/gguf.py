@@ -16,6 +16,7 @@ from __future__ import annotations
 import array
 import itertools
 import math
+import re
 import struct
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.source import Source
 from mlup_stream.units import MIB
 
-__all__ = ["MAX_HEADER_BYTES", "TYPES", "Header", "Tensor", "TensorType", "read_header"]
+__all__ = ["MAX_HEADER_BYTES", "SPLIT_TENSORS", "TYPES", "Header", "Tensor", "TensorType", "read_header", "split_paths"]
 
 MAX_HEADER_BYTES = 256 * MIB
 """A vocabulary of 150 000 words with its merges takes 10 MiB."""
@@ -48,6 +49,12 @@ _TEXT, _ARRAY, _BOOL = 8, 9, 7
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
 _SMALLEST = {_TEXT: 8, _ARRAY: 12, _BOOL: 1, **{kind: struct.calcsize(code) for kind, code in _NUMBERS.items()}}
 """The bytes that one item takes at least."""
+
+
+SPLIT_TENSORS = "split.tensors.count"
+"""The key of the number of tensors in all the files that a model was split into."""
+_SPLIT_COUNT, _SPLIT_NUMBER = "split.count", "split.no"
+_SPLIT_NAME = re.compile(r"(.*-)\d{5}-of-(\d{5})(\.gguf)", re.IGNORECASE | re.DOTALL)
 
 
 class TensorType(NamedTuple):
@@ -156,6 +163,28 @@ def read_header(given: Any, name: str | None = None) -> Header:
         tensors = tuple(_tensor(source, info, data_start) for info in infos)
         _refuse_overlaps(source, tensors)
         return Header(version, big_endian, alignment, metadata, tensors, cursor.position)
+
+
+def split_paths(header: Header, path: str | None, name: str) -> tuple[str | None, ...]:
+    """The files of the model in order, None for the one whose header this is: `(None,)` for a model in one file.
+
+    Source: llama.cpp's `gguf-split`: `split.count` files, named `PREFIX-00001-of-00003.gguf`, and the first has all metadata.
+
+    Raises:
+        ModelBinarizationError: The name of the file, or that it came without one, does not say where the others are.
+    """
+    count, number = header.metadata.get(_SPLIT_COUNT, 1), header.metadata.get(_SPLIT_NUMBER, 0)
+    if type(count) is not int or count <= 1:
+        return (None,)
+    found = _SPLIT_NAME.fullmatch(path) if path is not None else None
+    if found is None or int(found[2]) != count or type(number) is not int or not 0 <= number < count:
+        raise ModelBinarizationError(
+            f"{name}: part {number!r} of a model in {count} files, expected a name like model-00001-of-{count:05}.gguf beside the"
+            " others; give the path, and the files their own names back",
+            path=path,
+            format=Format.GGUF.value,
+        )
+    return tuple(None if each == number else f"{found[1]}{each + 1:05}-of-{found[2]}{found[3]}" for each in range(count))
 
 
 def _version(source: Source) -> tuple[int, bool]:

@@ -4,6 +4,9 @@ A view leaves every tensor in the file: private memory is the metadata alone. Th
 plain types as numpy has them, quantised blocks as bytes, which `dequantize` turns into floats. The reader itself is not used: it
 believes every length in the file, and keeps two arrays for each word of a vocabulary (656 MB for 430 000 words and merges, 31
 MB here).
+
+A model that was split over several files (`model-00001-of-00003.gguf`, as llama.cpp writes it) is loaded whole, whichever of them
+is given.
 """
 
 from __future__ import annotations
@@ -13,18 +16,18 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from mlup_stream.delivery.files import FileIdentity, checked_stat
 from mlup_stream.delivery.kinds import Delivery, Optimize
 from mlup_stream.delivery.kinds import Mapping as Policy
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.placement import Placement
-from mlup_stream.delivery.reader import open_buffer
+from mlup_stream.delivery.reader import open_buffer, open_stream
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, LoadError
 from mlup_stream.extras import require
-from mlup_stream.formats.gguf import Header, Tensor, read_header
+from mlup_stream.formats.gguf import SPLIT_TENSORS, Header, Tensor, read_header, split_paths
 from mlup_stream.formats.kinds import Format
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
@@ -86,10 +89,10 @@ class GgufBinarizer(FormatBinarizer):
         try:
             if loaded_file.has_content or loaded_file.path is None:
                 with loaded_file.open() as file:
-                    payload_bytes, objects_bytes = _sizes(read_header(file, loaded_file.name))
+                    payload_bytes, objects_bytes, files = *_sizes(read_header(file, loaded_file.name)), 1
             else:
                 identity = FileIdentity.of(checked_stat(loaded_file.path))
-                payload_bytes, objects_bytes = _sizes_of_file(loaded_file.path, identity)
+                payload_bytes, objects_bytes, files = _sizes_of_model(loaded_file.path, identity)
         except (LoadError, OSError):
             return None  # the load will say what is wrong
         why = "the header of the GGUF file"
@@ -101,43 +104,78 @@ class GgufBinarizer(FormatBinarizer):
                 private_bytes=objects_bytes,
                 copy_on_write=loaded_file.mapping is Policy.COPY_ON_WRITE,
             )
-        # Delivery `bytes` too: the arrays lie in the copy that was read.
-        return Estimate.private(payload_bytes + objects_bytes, certainty=Certainty.EXACT, why=why)
+        estimate = Estimate.private(payload_bytes + objects_bytes, certainty=Certainty.EXACT, why=why)
+        # The arrays lie in the copy that `bytes` reads, unless those of other files come beside them.
+        return estimate.with_raw(loaded_file.size_bytes) if delivery is Delivery.BYTES and files > 1 else estimate
 
     @classmethod
     def from_view(cls, view: View, loaded: LoadedFile, **_: Any) -> GgufModel:
-        header = read_header(view, loaded.name)
-        arrays = _Arrays(header)
-        buffer = view.writable if loaded.mapping is Policy.COPY_ON_WRITE else view.buffer
-        found: dict[str, Any] = {}
-        copied = []
-        for tensor in header.tensors:
-            if loaded.optimize is Optimize.SPEED and tensor.start % arrays.item_bytes(tensor):
-                copied.append(tensor)
-            else:
-                found[tensor.name] = arrays.over(buffer, tensor)
-        if copied:
-            with view.open() as file:  # not from the map, a page of which may be gone by now
-                found |= _read(file, copied, arrays, loaded.name)
-        copied_bytes = sum(tensor.size_bytes for tensor in copied)
-        reasons = ("not aligned to its items",) if copied else ()
-        loaded.placement = Placement(header.payload_bytes - copied_bytes, copied_bytes, reasons)
-        return _model(header, found)
+        parts = []
+        copied_bytes = 0
+        with contextlib.ExitStack() as stack:
+            for path in split_paths(read_header(view, loaded.name), loaded.path, loaded.name):
+                part_view = view
+                if path is not None:
+                    part_view = View(path, on_window=loaded.on_window)
+                    stack.callback(part_view.release)  # the maps live on with the arrays over them
+                part, copied = _in_place(part_view, path or loaded.name, loaded)
+                parts.append(part)
+                copied_bytes += copied
+                part_view.check()
+        reasons = ("not aligned to its items",) if copied_bytes else ()
+        loaded.placement = Placement(sum(part.header.payload_bytes for part in parts) - copied_bytes, copied_bytes, reasons)
+        return _joined(parts, loaded.name)
 
     @classmethod
     def from_file(cls, file: BinaryIO, loaded: LoadedFile, **_: Any) -> GgufModel:
-        header = read_header(file, loaded.name)
-        return _model(header, _read(file, header.tensors, _Arrays(header), loaded.name))
+        parts = []
+        for path in split_paths(read_header(file, loaded.name), loaded.path, loaded.name):
+            with contextlib.ExitStack() as stack:
+                part_file = file
+                if path is not None:
+                    checked_stat(path)
+                    drop_behind = loaded.delivery is Delivery.STREAM
+                    part_file = stack.enter_context(open_stream(path, drop_behind=drop_behind, on_window=loaded.on_window))
+                header = read_header(part_file, path or loaded.name)
+                parts.append(_Part(header, _read(part_file, header.tensors, _Arrays(header), path or loaded.name)))
+        return _joined(parts, loaded.name)
 
     @classmethod
     def from_buffer(cls, buffer: bytes | bytearray | memoryview, loaded: LoadedFile, **_: Any) -> GgufModel:
         if isinstance(buffer, bytes) and loaded.mapping is not Policy.COPY_ON_WRITE:
-            # Nobody can change `bytes`: the arrays may lie in it, and no second copy is made.
             header = read_header(buffer, loaded.name)
-            arrays = _Arrays(header)
-            return _model(header, {tensor.name: arrays.over(memoryview(buffer), tensor) for tensor in header.tensors})
+            if split_paths(header, loaded.path, loaded.name) == (None,):
+                # Nobody can change `bytes`: the arrays may lie in it, and no second copy is made.
+                arrays = _Arrays(header)
+                over = {tensor.name: arrays.over(memoryview(buffer), tensor) for tensor in header.tensors}
+                return _joined([_Part(header, over)], loaded.name)
         with open_buffer(buffer) as file:
             return cls.from_file(file, loaded)
+
+
+class _Part(NamedTuple):
+    """One file of the model."""
+
+    header: Header
+    arrays: dict[str, Any]
+
+
+def _in_place(view: View, name: str, loaded: LoadedFile) -> tuple[_Part, int]:
+    """The arrays over a view, and how many bytes had to be copied all the same."""
+    header = read_header(view, name)
+    arrays = _Arrays(header)
+    buffer = view.writable if loaded.mapping is Policy.COPY_ON_WRITE else view.buffer
+    found: dict[str, Any] = {}
+    copied = []
+    for tensor in header.tensors:
+        if loaded.optimize is Optimize.SPEED and tensor.start % arrays.item_bytes(tensor):
+            copied.append(tensor)
+        else:
+            found[tensor.name] = arrays.over(buffer, tensor)
+    if copied:
+        with view.open() as file:  # not from the map, a page of which may be gone by now
+            found |= _read(file, copied, arrays, name)
+    return _Part(header, found), sum(tensor.size_bytes for tensor in copied)
 
 
 class _Arrays:
@@ -194,20 +232,30 @@ def _read(file: BinaryIO, tensors: Iterable[Tensor], arrays: _Arrays, name: str)
     return found
 
 
-def _model(header: Header, arrays: dict[str, Any]) -> GgufModel:
+def _joined(parts: list[_Part], name: str) -> GgufModel:
+    """The model: the metadata of its first file, and the tensors of all."""
     numpy = require("numpy", "GGUF models")
-    metadata = {key: numpy.asarray(value) if isinstance(value, array.array) else value for key, value in header.metadata.items()}
-    return GgufModel(
-        metadata,
-        {tensor.name: tensor.type.name for tensor in header.tensors},
-        {tensor.name: arrays[tensor.name] for tensor in header.tensors},
-    )
+    first = parts[0].header.metadata
+    metadata = {key: numpy.asarray(value) if isinstance(value, array.array) else value for key, value in first.items()}
+    tensors = [(tensor, part.arrays[tensor.name]) for part in parts for tensor in part.header.tensors]
+    found = len({tensor.name for tensor, _ in tensors})
+    wanted = first.get(SPLIT_TENSORS, len(tensors)) if len(parts) > 1 else found
+    if found != wanted:
+        raise CorruptModelError(
+            f"{name}: expected {wanted} tensors in its {len(parts)} files, found {found}; they are not of one model",
+            path=name,
+            format=Format.GGUF.value,
+        )
+    types = {tensor.name: tensor.type.name for tensor, _ in tensors}
+    return GgufModel(metadata, types, {tensor.name: over for tensor, over in tensors})
 
 
 @functools.lru_cache(maxsize=4)
-def _sizes_of_file(path: str, identity: FileIdentity) -> tuple[int, int]:
-    """The same for each delivery: a large vocabulary takes half a second to walk."""
-    return _sizes(read_header(path))
+def _sizes_of_model(path: str, identity: FileIdentity) -> tuple[int, int, int]:
+    """What `_sizes` says of all files of the model, and how many these are; kept, because each delivery asks for it."""
+    header = read_header(path)
+    sizes = [_sizes(header if each is None else read_header(each)) for each in split_paths(header, path, path)]
+    return sum(payload for payload, _ in sizes), sum(objects for _, objects in sizes), len(sizes)
 
 
 def _sizes(header: Header) -> tuple[int, int]:
