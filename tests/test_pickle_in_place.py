@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import collections
 import copyreg
+import errno
 import io
 import pickle
 import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +240,19 @@ def test_a_map_under_a_data_limit_is_read_only(path: Path, monkeypatch: pytest.M
     assert load(path, data, mapping=Mapping.COPY_ON_WRITE).value.flags.writeable
 
 
+def test_a_map_that_may_not_be_written_to_is_read_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system refuses a private writable map, `auto` reads on from a shared one; `copy-on-write` is the error it is."""
+
+    def refused(view: View) -> memoryview:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    data = pickle.dumps(np.arange(float(N)), 4)
+    monkeypatch.setattr(View, "writable", property(refused))
+    assert not load(path, data).value.flags.writeable
+    with pytest.raises(OSError, match="Cannot allocate"):
+        load(path, data, mapping=Mapping.COPY_ON_WRITE)
+
+
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 def test_what_is_not_aligned_is_mapped_for_memory_and_copied_for_speed(path: Path, protocol: int) -> None:
     """At every offset the array is equal; the account says how much is not aligned, and what became of it."""
@@ -436,6 +452,36 @@ def test_out_of_band_buffers_are_the_callers(path: Path) -> None:
     assert (value[0] == outside).all()
     assert (value[1] == inside).all()
     assert np.shares_memory(value[0], outside)
+
+
+def test_other_keepers_of_buffers_get_buffers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that is known to keep what it is given gets the map: read-only for bytes, writable for a bytearray."""
+    module = types.ModuleType("pyarrow.lib")
+    module.py_buffer = py_buffer
+    monkeypatch.setitem(sys.modules, "pyarrow", types.ModuleType("pyarrow"))
+    monkeypatch.setitem(sys.modules, "pyarrow.lib", module)
+    kept = [Keeping(BIG), Keeping(bytearray(BIG))]
+    loaded = load(path, pickle.dumps(kept, 5))
+    assert [bytes(each) for each in loaded.value] == [BIG, BIG]
+    assert [each.readonly for each in loaded.value] == [True, False]
+    assert loaded.placement.mapped_bytes == 2 * len(BIG)
+
+
+def py_buffer(data: Any) -> memoryview:
+    return memoryview(data)
+
+
+py_buffer.__module__ = "pyarrow.lib"
+
+
+class Keeping:
+    """Pickles as a buffer of pyarrow's."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __reduce__(self) -> Any:
+        return py_buffer, (self.data,)
 
 
 def test_names_of_numpy_1_and_2_are_the_same(path: Path) -> None:

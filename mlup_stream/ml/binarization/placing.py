@@ -77,6 +77,7 @@ class Placer:
         # A view of a buffer has no copy-on-write map: its `writable` is one whole copy; one for each array is freed sooner.
         self._copies_all = view is None or (view.path is None and loaded.mapping is not Mapping.READ_ONLY)
         self._writable = is_copy_on_write(loaded.mapping)
+        self._may_fall_back = loaded.mapping is Mapping.AUTO
         size_bytes = view.size_bytes if view is not None else 0
         self._allowance_bytes = max(size_bytes // 100, _SMALL_BYTES) if allowance_bytes is None else allowance_bytes
         self._copied_bytes = 0
@@ -156,8 +157,7 @@ class Placer:
             return None
         import numpy as np
 
-        assert self._view is not None  # or everything would be copied
-        part = (self._view.writable if self._writable else self._view.buffer)[offset : offset + size_bytes]
+        part = self._buffer()[offset : offset + size_bytes]
         # frombuffer holds on to the map (an export), which ndarray(buffer=map) does not: the map could be closed under it.
         held = np.frombuffer(part if writable else part.toreadonly(), np.uint8)
         aligned = dtype is None or held.__array_interface__["data"][0] % dtype.alignment == 0
@@ -169,6 +169,18 @@ class Placer:
         reference = weakref.ref(held, lambda _: unused.append(number))
         self._held[number] = _Held(reference, offset, offset + size_bytes, aligned)
         return held
+
+    def _buffer(self) -> memoryview:
+        assert self._view is not None  # or everything would be copied
+        if self._writable:
+            try:
+                return self._view.writable
+            except OSError:
+                # Under strict overcommit (vm.overcommit_memory=2) a private writable map is charged whatever is asked for.
+                if not self._may_fall_back:
+                    raise
+                self._writable = False
+        return self._view.buffer
 
     def copied(self, size_bytes: int, because: str | None = None) -> None:
         """Takes note of a payload that was copied."""
