@@ -30,7 +30,9 @@ def quick_collections() -> Iterator[None]:
 
 
 @pytest.fixture
-def nothing_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_left(
+    files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """After the test no more descriptors are open than before it, and the folder for temporary files is empty."""
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("counts descriptors in /proc/self/fd")
@@ -56,6 +58,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         else:
             made.build(path, SMALL_BYTES)
         contents[kind] = path.read_bytes()
+        mlup.load(path)  # libraries open descriptors and files of their own when they are first used
     return contents
 
 
