@@ -48,6 +48,53 @@ def test_each_step_returns_what_is_its_own() -> None:
     assert all(held_by == [] for _, _, held_by in steps)
 
 
+@pytest.mark.parametrize("promoted", [False, True])
+def test_a_load_collects_the_cycles_that_it_made(promoted: bool) -> None:
+    """A cycle made under a watch is freed when it settles, also after a collection has moved it to the oldest generation."""
+    alive, collected_bytes = run_child(
+        """
+        import gc, weakref
+        import mlup_stream as mlup
+        class Cycle: pass
+        with mlup.MemoryGovernor(None) as governor, governor.measure("what is imported at the first"):
+            pass
+        gc.disable()    # or it may run by itself before the step has ended
+        with mlup.MemoryGovernor(None) as governor, governor.measure("a step") as measured:
+            cycle = Cycle()
+            cycle.itself, cycle.payload = cycle, b"x" * (32 << 20)
+            if promoted:
+                gc.collect(0)
+                gc.collect(1)
+            alive = weakref.ref(cycle)
+            del cycle
+        answer([alive() is not None, measured.report.steps[1].returned_bytes])
+        """,
+        promoted=promoted,
+    )
+    assert not alive
+    assert collected_bytes >= 32 * MIB - SLACK_BYTES
+
+
+def test_a_load_does_not_collect_what_was_there_before() -> None:
+    """What is older than a load is left to the collector's own time: walking it would take longer than the load."""
+    collected = run_child(
+        """
+        import gc
+        import mlup_stream as mlup
+        with mlup.MemoryGovernor(None) as governor, governor.measure("what is imported at the first"):
+            pass
+        gc.collect()
+        generations = []
+        gc.callbacks.append(lambda phase, info: generations.append(info["generation"]))
+        with mlup.MemoryGovernor(None) as governor, governor.measure("a step"):
+            pass
+        answer(generations)
+        """
+    )
+    assert collected
+    assert max(collected) == 1
+
+
 def test_what_is_still_held_is_in_the_step() -> None:
     """Every release is run, in order, and what each says of its holders is kept."""
     ran: list[str] = []

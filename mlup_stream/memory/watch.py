@@ -12,7 +12,7 @@ from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.memory.gate import overhead_bytes
 from mlup_stream.memory.meter import PeakMeter, Snapshot, snapshot
 from mlup_stream.memory.pressure import PressureMeter
-from mlup_stream.memory.reclaim import give_back
+from mlup_stream.memory.reclaim import give_back, promotions
 from mlup_stream.memory.report import MemoryReport
 from mlup_stream.units import MIB, format_bytes
 
@@ -71,11 +71,13 @@ class Watch:
         self._seconds: float | None = None
         self._grown_bytes = 0
         self._passed_bytes = 0
+        self._promotions = 0
 
     def start(self) -> None:
         self.room = self._available() if self._available is not None else None
         self._next_check_bytes = self._step_bytes(self.room)
         self._pressure.start()
+        self._promotions = promotions()
         self._started = time.perf_counter()
         self._meter.start()
 
@@ -155,7 +157,7 @@ class Watch:
             releases: See `give_back`.
         """
         self.stop()
-        steps = give_back(*releases)
+        steps = give_back(*releases, promotions_before=self._promotions)
         self.report = MemoryReport(
             self._meter.baseline,
             self._meter.peak,
