@@ -197,6 +197,15 @@ class _Survey(DryUnpickler):
         file.payload_bytes += inner.payload_bytes + inner.text_bytes
         file.steps += inner.steps
 
+    def load_long_binput(self) -> None:
+        index = int.from_bytes(self.read(4), "little")
+        # Each entry of the memo takes a byte or more of the pickle. The unpickler in C allocates as many as the index says.
+        if index > self._file.source.size_bytes:
+            raise self._file.source.corrupt(f"a memo index below {self._file.source.size_bytes}", str(index))
+        self.memo[index] = self.stack[-1]
+
+    dispatch[pickle.LONG_BINPUT[0]] = load_long_binput
+
     def _fetch(self, index: int) -> None:
         self.fetched.add(index)
         self.append(self.memo[index])

@@ -13,9 +13,10 @@ are errors at once; the steps are counted and bounded. Peak memory: one window o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from mlup_stream.errors import CorruptModelError
 from mlup_stream.formats.share import Share
 from mlup_stream.formats.source import Source
 from mlup_stream.units import KIB
@@ -28,6 +29,7 @@ PAYLOAD_BYTES = 64 * KIB
 _WINDOW_BYTES = 64 * KIB
 _FIRST_WINDOW_BYTES = 64
 _MAX_STEPS = 20_000
+_MAX_STEPS_INTO_FRAMES = 1_000_000  # 0.6 s, to tell a damaged pickle from one that something follows
 
 # What follows an opcode: the number of bytes, or one of these.
 _LINE, _TWO_LINES, _COUNT1, _COUNT4, _COUNT8 = -1, -2, -3, -4, -5
@@ -105,7 +107,14 @@ def walk(given: Any, name: str | None = None, *, max_steps: int = _MAX_STEPS) ->
         CorruptModelError: The pickle is truncated, a length leads past its end, or an opcode is unknown.
     """
     with Source(given, name) as source:
-        return _Walk(source).run(into_frames=False, max_steps=max_steps)
+        try:
+            return _Walk(source).run(into_frames=False, max_steps=max_steps)
+        except CorruptModelError:
+            # What follows a pickle in its file may look like more of it: only its STOP tells, which may lie in a frame.
+            found = _Walk(source).run(into_frames=True, max_steps=_MAX_STEPS_INTO_FRAMES)
+            if not found.whole:
+                raise
+            return replace(found, fetched=None)
 
 
 def scan(given: Any, name: str | None = None, *, max_steps: int = 2**62, start: int = 0) -> PickleStructure:

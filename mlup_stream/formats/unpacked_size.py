@@ -21,6 +21,7 @@ __all__ = ["claimed_size_bytes"]
 
 _MAX_INDEX_BYTES = 1 * MIB
 _XZ_FOOTER_BYTES = 12
+_HEAD_BYTES = 16
 
 
 def claimed_size_bytes(given: Any, name: str | None = None) -> int | None:
@@ -32,10 +33,10 @@ def claimed_size_bytes(given: Any, name: str | None = None) -> int | None:
     """
     with Source(given, name) as source:
         try:
-            head = source.read(0, min(source.size_bytes, 16), "first bytes")
+            head = source.read(0, min(source.size_bytes, _HEAD_BYTES), "first bytes")
             for prefix, size_of in _SIZES:
                 if head.startswith(prefix):
-                    return size_of(source, head)
+                    return size_of(source, head.ljust(_HEAD_BYTES, b"\0"))
         except CorruptModelError:  # whoever loads it will say so
             pass
     return None

@@ -30,6 +30,8 @@ from mlup_stream.units import KIB
 __all__ = ["JoblibBinarizer"]
 
 _STRUCTURE_WINDOW_BYTES = 64 * KIB
+_SURVEYED_BYTES = 16 * KIB
+"""A file as small as that is looked over first, 10 ms at most: the unpickler in C allocates by a memo index that it finds."""
 _LIE_STEPS = 1_000_000  # 2 seconds, and 100 MB
 _BEFORE_010 = b"ZF"
 _NATIVE = (True, False, "auto")
@@ -136,6 +138,9 @@ def _unpickle(file: BinaryIO, loaded: LoadedFile, view: View | None, native: boo
     from mlup_stream.ml.binarization.unpacking import open_unpacked
 
     unpacked = open_unpacked(file, loaded.name, loaded.on_window)
+    if unpacked is None and loaded.size_bytes <= _SURVEYED_BYTES:
+        survey(file, loaded.name)
+        file.seek(0)
     placer = Placer(loaded, view if unpacked is None else None, file)
     unpickler = JoblibUnpickler(unpacked or file, placer, name=loaded.name, keeps_memo=keeps_memo, native=native)
     try:

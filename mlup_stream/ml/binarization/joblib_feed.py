@@ -37,6 +37,7 @@ class Feed:
     Attributes:
         size_bytes: Where the file ends; None if it cannot seek.
         passed_bytes: How much of large payloads and of frames has passed.
+        awaited: The wrapper that an array is to follow; None if none is.
         between_frames: Called where an opcode comes next that lies in no frame.
     """
 
@@ -46,6 +47,7 @@ class Feed:
         self._frame = _NONE
         self.size_bytes: int | None = None
         self.passed_bytes = 0
+        self.awaited: Any = None
         self.between_frames: Callable[[], None] | None = None
         if file.seekable():
             position = file.tell()
@@ -55,6 +57,27 @@ class Feed:
     def push(self, opcodes: bytes) -> None:
         """Lets the unpickler read this before it goes on in the file; after what was pushed earlier and has not been read."""
         self._pushed += opcodes
+
+    def stop_for(self, wrapper: Any) -> None:
+        """Makes the unpickler ask for what is to take the place of `wrapper`, which it has just built."""
+        self._refuse_awaited()
+        self.awaited = wrapper
+        self.push(pickle.BINPERSID)
+
+    def arrived(self, wrapper: Any) -> None:
+        """To be called when the unpickler asks for what is to take the place of `wrapper`."""
+        if wrapper is not self.awaited:
+            self._refuse_awaited()
+        self.awaited = None
+
+    def finish(self) -> None:
+        """To be called at the end of the pickle."""
+        self._refuse_awaited()
+
+    def _refuse_awaited(self) -> None:
+        # What was pushed is read after what the unpickler has of a frame: if that is anything, it is not joblib's file.
+        if self.awaited is not None:
+            raise pickle.UnpicklingError("an array that lies within a frame, where joblib writes none")
 
     def left(self) -> int | None:
         """How many bytes there are up to the end of the file; None if that is not known."""
@@ -82,8 +105,7 @@ class Feed:
     def _next_pushed(self, size: int) -> bytes:
         data, self._pushed = self._pushed[:size], self._pushed[size:]
         if len(data) != size:
-            # An array that lies within a frame, which joblib does not write: what comes next is not what was pushed.
-            raise pickle.UnpicklingError(f"expected an array, found the rest of a frame ({size} bytes wanted)")
+            raise pickle.UnpicklingError(f"expected an opcode, found {size} bytes wanted")
         return data
 
     def readinto(self, target: Any) -> int:

@@ -49,7 +49,7 @@ class _Wrapper:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.feed.push(pickle.BINPERSID)
+        self.feed.stop_for(self)
 
 
 class _Unpickler(FindsClasses, pickle.Unpickler):
@@ -65,7 +65,9 @@ class _Unpickler(FindsClasses, pickle.Unpickler):
 
     def load(self) -> Any:
         try:
-            return super().load()
+            model = super().load()
+            self._feed.finish()
+            return model
         finally:
             # This and the feed refer to each other, and the memo would live on with them.
             self.memo.clear()
@@ -77,7 +79,7 @@ class _Unpickler(FindsClasses, pickle.Unpickler):
             self._feed.push(self._keeper.opcodes(self.memo.copy(), passed_bytes))
 
     def persistent_load(self, pid: Any, /) -> Any:
-        if pid is None and self._keeper.stand_in is not None:
+        if pid is None and self._feed.awaited is None and self._keeper.stand_in is not None:
             return self._keeper.stand_in
         raise pickle.UnpicklingError("a persistent id, which joblib does not write")
 
@@ -133,6 +135,7 @@ class JoblibUnpickler(_Unpickler):
     def persistent_load(self, pid: Any, /) -> Any:
         if not isinstance(pid, _Wrapper):
             return super().persistent_load(pid)
+        self._feed.arrived(pid)
         # Arrays that came before may since have been copied by whom they belong to, and those that follow may be now.
         self._placer.drop_unused()
         self._placer.check()

@@ -65,7 +65,7 @@ COMPRESSORS = (
     Compressor("bz2", b"BZ", _bz2, may_follow=True),
     Compressor("lzma", b"\x5d\x00", _lzma),
     Compressor("xz", b"\xfd7zXZ", _lzma, may_follow=True),
-    Compressor("lz4", b"\x04\x22\x4d\x18", _lz4),
+    Compressor("lz4", b"\x04\x22\x4d\x18", _lz4, may_follow=True),
 )
 
 
@@ -186,7 +186,7 @@ class _UnpackedFile(_Unpacking):
         return piece
 
     def _another_follows(self) -> bool:
-        rest = getattr(self._unpacker, "unused_data", b"")
+        rest = self._unpacker.unused_data or b""
         if not self._compressor.may_follow or not rest.startswith(self._compressor.prefix):
             return False
         self._unpacker = self._compressor.unpacker()
