@@ -5,8 +5,9 @@ indexing cost the same, while each BLAS call first copies the whole matrix (a ma
 and 256 MiB meanwhile). So `optimize="memory"` maps such an array: at its worst it takes for a moment what a copy takes for good.
 `optimize="speed"` copies it once.
 
-Some code in C does not take such an array at all (SciPy's B-splines say that they expected a contiguous one; of all estimators
-of scikit-learn 1.9 that is SplineTransformer alone). It is met with small arrays: they are copied, up to 1% of the file in all.
+Some code in C does not take such an array at all: SciPy 1.17's `linalg.solve` and `linalg.inv`, and its B-splines. Of all estimators
+of scikit-learn 1.9 these are in GaussianProcessClassifier and SplineTransformer. So small arrays that are not aligned are copied, up
+to 1% of the file in all, and so is what belongs to a class of which this is known (`NEEDS_ALIGNMENT`).
 """
 
 from __future__ import annotations
@@ -30,10 +31,18 @@ __all__ = ["Placer", "fill", "is_copy_on_write"]
 _PIECE_BYTES = 1 * MIB
 
 _SMALL_BYTES = 1 * MIB
-_NOT_ALIGNED_COPIED = "not aligned to their items, copied: small, or for speed"
+_NOT_ALIGNED_COPIED = "not aligned to their items, copied: for speed, for a class that needs it, or because they are small"
 _NOT_ALIGNED_MAPPED = "not aligned to their items, mapped: a BLAS call copies them each time; `mlup-stream pack` aligns them"
 _COPIED_BY_MODEL = "copied by the model itself while it was built"
 _NOT_A_FILE = "the content came as a buffer, not as a file"
+
+
+NEEDS_ALIGNMENT = ("scipy.interpolate.", "sklearn.gaussian_process._gpc.")
+"""How the full names of classes begin whose code takes aligned arrays only."""
+
+
+def _needs_alignment(owner: type[Any] | None) -> bool:
+    return owner is not None and f"{owner.__module__}.{owner.__qualname__}".startswith(NEEDS_ALIGNMENT)
 
 
 def is_copy_on_write(mapping: Mapping) -> bool:
@@ -98,6 +107,8 @@ class Placer:
         shape: Sequence[int],
         order: str = "C",
         subtype: type[np.ndarray[Any, Any]] | None = None,
+        *,
+        owner: type[Any] | None = None,
     ) -> np.ndarray[Any, Any]:
         """The array whose payload lies at `offset`, on the map or in memory of its own.
 
@@ -107,9 +118,10 @@ class Placer:
             shape: In items.
             order: `"C"` or `"F"`.
             subtype: A subclass to make, by default `numpy.ndarray`.
+            owner: The class of the object that will have it, where that is known.
         """
         size_bytes = math.prod(shape) * dtype.itemsize
-        held = self.hold(offset, size_bytes, dtype)
+        held = self.hold(offset, size_bytes, dtype, owner=owner)
         if held is not None:
             return _over(held, dtype, shape, order, subtype)
         because = _NOT_ALIGNED_COPIED if not self._copies_all else None if self._view is None else _NOT_A_FILE
@@ -143,7 +155,13 @@ class Placer:
         return _over(held, dtype, shape, order, subtype)
 
     def hold(
-        self, offset: int, size_bytes: int, dtype: np.dtype[Any] | None = None, *, writable: bool = True
+        self,
+        offset: int,
+        size_bytes: int,
+        dtype: np.dtype[Any] | None = None,
+        *,
+        writable: bool = True,
+        owner: type[Any] | None = None,
     ) -> np.ndarray[Any, Any] | None:
         """The bytes on the map as an array of bytes, which others are then made upon; None if they are to be copied.
 
@@ -152,6 +170,7 @@ class Placer:
             size_bytes: How many.
             dtype: What the items will be, for their alignment.
             writable: False for bytes that must not be writable whatever the policy.
+            owner: The class of the object that will have them, where that is known.
         """
         if self._copies_all or size_bytes == 0:
             return None
@@ -161,7 +180,9 @@ class Placer:
         # frombuffer holds on to the map (an export), which ndarray(buffer=map) does not: the map could be closed under it.
         held = np.frombuffer(part if writable else part.toreadonly(), np.uint8)
         aligned = dtype is None or held.__array_interface__["data"][0] % dtype.alignment == 0
-        if not aligned and (self._prefers_speed or size_bytes <= min(_SMALL_BYTES, self._allowance_bytes)):
+        if not aligned and (self._prefers_speed or _needs_alignment(owner)):
+            return None
+        if not aligned and size_bytes <= min(_SMALL_BYTES, self._allowance_bytes):
             self._allowance_bytes -= size_bytes
             return None
         number = self._last_number = self._last_number + 1

@@ -209,7 +209,8 @@ class InPlaceUnpickler(_Standard):  # type: ignore[misc]  # see above
             held = None
             if isinstance(each, Late) and each.real is None and numpy is not None:
                 # Bytes are never writable, whatever the policy.
-                held = self._placer.hold(each.offset, each.size_bytes, dtype, writable=each.kind is bytearray)
+                writable = each.kind is bytearray
+                held = self._placer.hold(each.offset, each.size_bytes, dtype, writable=writable, owner=self._owner())
             found.append(held if held is not None else self._real(each) if isinstance(each, LATE) else each)
         return found
 
@@ -271,12 +272,17 @@ class InPlaceUnpickler(_Standard):  # type: ignore[misc]  # see above
     def _make_array(self, offset: int, dtype: Any, shape: tuple[int, ...], order: str, memoized: list[int]) -> None:
         assert self._placer is not None  # or nothing would be late
         empty = self.stack[-1]
-        array = self._placer.array(offset, dtype, shape, order, type(empty))
+        array = self._placer.array(offset, dtype, shape, order, type(empty), owner=self._owner())
         if hasattr(empty, "__dict__"):
             array.__dict__.update(empty.__dict__)
         self.stack[-1] = array
         for index in memoized:
             self.memo[index] = array
+
+    def _owner(self) -> type[Any] | None:
+        """The class of the object whose state is being read: it lies below its state, which lies below the mark."""
+        around = self.metastack[-1] if self.metastack else []
+        return type(around[-2]) if len(around) > 1 else None
 
     # The memo
 
