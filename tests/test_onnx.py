@@ -139,7 +139,7 @@ def test_options_reach_onnxruntime(tmp_path: Path) -> None:
         sess_options={
             "intra_op_num_threads": 1,
             "graph_optimization_level": "ORT_DISABLE_ALL",
-            "session.intra_op.allow_spinning": 0,
+            "session.intra_op.allow_spinning": False,
         },
     )
     found = session.get_session_options()
@@ -352,3 +352,16 @@ def test_estimating_leaves_a_file_object_where_it_stands(tmp_path: Path) -> None
     assert InferenceSessionBinarizer.estimate(LoadedFile(file), Delivery.BYTES) is not None
     assert file.tell() == 4
     assert InferenceSessionBinarizer.estimate(LoadedFile(content[:100]), Delivery.BYTES) is None
+
+
+def test_models_in_onnxruntimes_own_format(tmp_path: Path) -> None:
+    """A `.ort` file is onnxruntime's to read, by whichever delivery, and under whichever name."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "m.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(build(tmp_path / "m.onnx"), options)
+    path = (tmp_path / "m.ort").rename(tmp_path / "renamed.bin")
+    expected = plain(tmp_path / "m.onnx", Optimize.SPEED).run(None, {"x": rows()})[0]
+    for delivery in DELIVERIES:
+        found = load(LoadedFile(path=path, delivery=delivery)).predict(rows())[0]
+        assert numpy.allclose(found, expected, rtol=1e-5, atol=1e-6), delivery

@@ -76,7 +76,7 @@ def session_options(given: Any) -> Any:
         raise _not_valid(given, "onnxruntime.SessionOptions, or a mapping of its attributes and configuration entries")
     for name, value in given.items():
         if "." in name:
-            options.add_session_config_entry(name, str(value))
+            options.add_session_config_entry(name, str(int(value) if isinstance(value, bool) else value))
             continue
         if not hasattr(options, name) or callable(getattr(options, name)):
             raise _not_valid({name: value}, "attributes of onnxruntime.SessionOptions, and entries, whose names have a dot")
