@@ -48,13 +48,14 @@ class Destination:
     """
 
     def __init__(self, path: str, *, force: bool, mode: int = 0o644) -> None:
-        self.path = os.path.realpath(path)
         self.mode = stat.S_IMODE(mode)
         self.beside: list[str] = []
         self.made: list[str] = []
         self.superseded: list[str] = []
         self._force = force
         self._given = path
+        with self.explained():
+            self.path = os.path.realpath(path)
         self._refuse_what_is_there()
         folder, name = os.path.split(self.path)
         self._folder = folder

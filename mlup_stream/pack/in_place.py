@@ -65,8 +65,10 @@ class _Noting(Placer):
         super().__init__(*arguments)
         self.found: list[Found] = []
 
-    def hold(self, offset: int, size_bytes: int, dtype: Any = None, *, writable: bool = True) -> Any:
-        held = super().hold(offset, size_bytes, dtype, writable=writable)
+    def hold(
+        self, offset: int, size_bytes: int, dtype: Any = None, *, writable: bool = True, owner: type[Any] | None = None
+    ) -> Any:
+        held = super().hold(offset, size_bytes, dtype, writable=writable, owner=owner)
         if held is not None:
             self.found.append(Found(offset, size_bytes, dtype is None or offset % dtype.alignment == 0))
         return held

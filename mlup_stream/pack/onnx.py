@@ -79,7 +79,7 @@ def pack_onnx(view: View, destination: Destination) -> Gain:
         destination.write(without_payloads(source, layout, lambda tensor: moved.get(tensor.field)))
         destination.sync()
         _verify(name, source, layout, weights, sources, destination, data_path)
-        stays = [tensor for tensor in layout.tensors if tensor.field not in moved and tensor.payload]
+        stays = [tensor for tensor in layout.tensors if tensor.field not in moved]
     verified, notes = _predictions(name, destination.part)
     destination.superseded += [path for path in superseded if path != data_path]
     inside_bytes = sum(tensor.size_bytes for tensor in stays)

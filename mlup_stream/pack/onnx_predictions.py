@@ -76,10 +76,13 @@ def _answers(path: str, rows: dict[str, Any]) -> list[Any]:
 
 
 def _session(path: str) -> Any:
+    loaded = LoadedFile(path=path, delivery=Delivery.VIEW)
     try:
-        return InferenceSessionBinarizer.deserialize(LoadedFile(path=path, delivery=Delivery.VIEW), sess_options=_SILENT)
+        return InferenceSessionBinarizer.deserialize(loaded, sess_options=_SILENT)
     except ModelBinarizationError as error:
         raise _NotKnown(f"onnxruntime does not load it ({error})") from error
+    finally:
+        loaded.release()
 
 
 def _made_up(given: Any, length: int) -> Any:

@@ -133,8 +133,10 @@ def _pickled_anew(view: View, destination: Destination) -> Gain:
     name = str(view.path)
     destination.reserve(2 * _copied_bytes(view.size_bytes))
     loaded = LoadedFile(path=name, delivery=Delivery.STREAM)
-    model = PickleBinarizer.deserialize(loaded)
-    loaded.release()
+    try:
+        model = PickleBinarizer.deserialize(loaded)
+    finally:
+        loaded.release()
     # Without a name where the system can: nothing is left of it whatever happens.
     with tempfile.TemporaryFile(dir=os.path.dirname(destination.part)) as plain:
         with destination.explained():
