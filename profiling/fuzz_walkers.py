@@ -25,7 +25,10 @@ import time
 import traceback
 import tracemalloc
 import zlib
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -38,9 +41,11 @@ from fuzz_targets import TARGETS, Target, Wrong
 from mlup_stream.errors import MLupError
 from mlup_stream.units import KIB, MIB
 
-__all__ = ["inputs", "outcome", "watched_outcome"]
+__all__ = ["corpus_name", "run", "watched_outcome"]
 
 _PROCESSES = 2
+_DEATHS = 3
+"""How often a piece may be lost: when one process is killed, what waits for the others is lost with it."""
 _HANG_SECONDS = 20
 _SLOW_SECONDS = 0.1
 _ROOM_BYTES = 256 * MIB
@@ -238,6 +243,12 @@ def minimise(target: Target, key: str, data: bytes) -> bytes:
     return data
 
 
+def corpus_name(key: str, data: bytes) -> str:
+    """What an input is called in the corpus: its outcome, without the line that changes with every edit, and its checksum."""
+    name = re.sub(r"[^a-z0-9]+", "-", re.sub(r":\d+$", "", key.lower())).strip("-")[:60].rstrip("-")
+    return f"{name}-{zlib.crc32(data):08x}"
+
+
 def write_corpus(folder: Path, tally: Tally) -> int:
     """Writes the smallest input for each outcome, if there is none for it yet; returns how many it wrote."""
     target, written = TARGETS[tally.walker], 0
@@ -248,8 +259,7 @@ def write_corpus(folder: Path, tally: Tally) -> int:
         if key in known or len(found) > _MINIMISED_BYTES:
             continue
         if len(data := minimise(target, key, found)) <= _CORPUS_BYTES:
-            name = re.sub(r"[^a-z0-9]+", "-", re.sub(r":\d+$", "", key.lower())).strip("-")[:60].rstrip("-")
-            (own / f"{name}-{zlib.crc32(data):08x}").write_bytes(data)
+            (own / corpus_name(key, data)).write_bytes(data)
             written += 1
     return written
 
@@ -274,12 +284,31 @@ def main() -> int:
     ]
     tallies = {walker: Tally(walker) for walker in chosen}
     started = time.perf_counter()
-    with multiprocessing.get_context("spawn").Pool(arguments.processes, maxtasksperchild=50) as pool:
-        for done, tally in enumerate(pool.imap_unordered(_run_task, tasks), start=1):
-            tallies[tally.walker].add(tally)
-            print(f"\r{done} of {len(tasks)} pieces, {time.perf_counter() - started:.0f} s", end="", file=sys.stderr)
+    for done, tally in enumerate(_run_all(tasks, arguments.processes), start=1):
+        tallies[tally.walker].add(tally)
+        print(f"\r{done} of {len(tasks)} pieces, {time.perf_counter() - started:.0f} s", end="", file=sys.stderr)
     print(file=sys.stderr)
     return sum(_tell(tally, arguments) for tally in tallies.values()) > 0
+
+
+def _run_all(tasks: list[tuple[str, int, range]], processes: int) -> Iterator[Tally]:
+    """The tallies as they come. What kills a process again and again is a finding; once, somebody else may have killed it."""
+    deaths: Counter[tuple[str, int, range]] = Counter()
+    tasks = list(tasks)
+    while tasks:
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            waiting = {pool.submit(_run_task, task): task for task in tasks}
+            for future in as_completed(waiting):
+                task = waiting[future]
+                try:
+                    tally = future.result()
+                except BrokenProcessPool as error:
+                    deaths[task] += 1
+                    if deaths[task] < _DEATHS:
+                        continue
+                    tally = Tally(task[0], findings={"death": (task[2].start, b"", f"by one of the inputs {task[2]}: {error}")})
+                tasks.remove(task)
+                yield tally
 
 
 def _run_task(task: tuple[str, int, range]) -> Tally:

@@ -215,7 +215,7 @@ def test_a_model_that_cannot_be_asked_is_packed_all_the_same(tmp_path: Path) -> 
 
 _PACK_BYTES = 256 * MIB
 _PROCESS_BYTES = 160 * MIB
-"""The interpreter, onnx, onnxruntime and two of its sessions without their weights, the windows of the copy, and its dirty pages."""
+"""The interpreter, onnx, onnxruntime and two of its sessions without weights, windows of the copy, dirty pages."""
 
 
 @pytest.mark.big
