@@ -44,6 +44,8 @@ class NewMaps:
         for path in self._names.values():
             with contextlib.suppress(OSError):
                 self._inodes[os.stat(path).st_ino] = path
+        # There are a thousand lines about libraries, and to take each of them apart costs as much as opening a small model.
+        self._marks = (*(f" {inode} " for inode in self._inodes), *self._names)
         self._before = {start for _, start, _, _ in self._all()}
 
     def ranges(self) -> dict[str, _Ranges] | None:
@@ -59,10 +61,12 @@ class NewMaps:
     def _all(self) -> Iterator[tuple[str, int, int, int]]:
         # Source: proc_pid_maps(5): "start-end perms offset dev inode path", in hexadecimal but for the inode. Layered file
         # systems show another inode there than stat does, and the path decides; a file that was renamed has another path.
-        if not os.path.exists(_MAPS):
+        if not self._names or not os.path.exists(_MAPS):
             return
         with open(_MAPS, encoding="utf-8", errors="surrogateescape") as lines:
             for line in lines:
+                if not any(mark in line for mark in self._marks):
+                    continue
                 fields = line.rstrip("\n").split(maxsplit=5)
                 if len(fields) < 6 or not fields[5].startswith("/"):
                     continue
