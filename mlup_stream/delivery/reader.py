@@ -30,18 +30,24 @@ _BUFFER_WINDOW_BYTES = 64 * KIB
 class _PassingFile(io.FileIO):
     """A raw file that gives the page cache behind its cursor back, if it was not cached when the file was opened."""
 
-    _drops = False
+    _drops: bool | None = None
     _dropped_until = 0
 
     def __init__(self, path: str, *, drop_behind: bool, on_window: OnWindow | None) -> None:
         super().__init__(path, "rb")
         self._on_window = on_window
-        if drop_behind and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            cached = cached_fraction(self.fileno())
-            self._drops = cached is not None and cached < 0.5
+        if not drop_behind or not hasattr(os, "posix_fadvise"):
+            self._drops = False
+
+    def _asks_what_is_cached(self) -> bool:
+        # Before the first window, not when it is opened: who only wants headers reads them by descriptor.
+        os.posix_fadvise(self.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        cached = cached_fraction(self.fileno())
+        return cached is not None and cached < 0.5
 
     def readinto(self, buffer) -> int | None:  # type: ignore[no-untyped-def]  # collections.abc.Buffer needs 3.12
+        if self._drops is None:
+            self._drops = self._asks_what_is_cached()
         # A payload that is larger than the window comes straight into the caller's memory, and still window by window: what is
         # watched has to be asked before the next is taken, not after the whole. The reader above asks for the rest.
         count = super().readinto(memoryview(buffer)[:WINDOW_BYTES])

@@ -20,8 +20,11 @@ from typing import BinaryIO
 from mlup_stream.delivery.files import FileIdentity, explain_os_error
 from mlup_stream.delivery.reader import OnWindow, open_buffer, open_stream
 from mlup_stream.errors import ModelFileChanged
+from mlup_stream.units import KIB
 
 __all__ = ["View"]
+
+_STRUCTURE_WINDOW_BYTES = 64 * KIB
 
 _POPULATE_READ = 22
 """MADV_POPULATE_READ of asm-generic/mman-common.h, since Linux 5.14; the mmap module does not name it."""
@@ -118,6 +121,15 @@ class View:
         if self._file is None:
             raise ValueError(f"{self.path}: the view was released; make a new one")
         return open_stream(self.pinned_path, on_window=self._on_window)
+
+    def open_structure(self) -> BinaryIO:
+        """As `open`, for what is not left in the view: with a small window, because most of the file is stepped over, and without
+        giving the page cache back, because the payloads that lie between will be wanted."""
+        if self.path is None:
+            return self.open()
+        return open_stream(
+            self.pinned_path, drop_behind=False, window_bytes=_STRUCTURE_WINDOW_BYTES, on_window=self._on_window
+        )
 
     @property
     def pinned_path(self) -> str:

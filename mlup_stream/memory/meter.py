@@ -20,7 +20,7 @@ from typing import Any
 
 from mlup_stream.memory import proc
 
-__all__ = ["Peak", "PeakMeter", "Snapshot", "snapshot"]
+__all__ = ["Peak", "PeakMeter", "Snapshot", "rss_bytes", "snapshot"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +73,11 @@ class Peak:
 
 def snapshot(*, detailed: bool = False) -> Snapshot:
     """Memory of this process now. Takes 0.1 ms; detailed, which walks the page tables, 0.3 ms and more."""
-    process = _this_process()
+    process = _this_process()  # first: what its import takes is no part of a difference of two snapshots
     status = proc.status()
     pss_bytes, uss_bytes = _shares(process) if detailed else (None, None)
     return Snapshot(
-        rss_bytes=int(process.memory_info().rss),
+        rss_bytes=rss_bytes(),
         anon_bytes=status.get("RssAnon"),
         file_bytes=status.get("RssFile"),
         shmem_bytes=status.get("RssShmem"),
@@ -85,6 +85,11 @@ def snapshot(*, detailed: bool = False) -> Snapshot:
         uss_bytes=uss_bytes,
         swap_bytes=status.get("VmSwap"),
     )
+
+
+def rss_bytes() -> int:
+    """Resident memory alone, a quarter of a snapshot's time: for who asks after every step."""
+    return int(_this_process().memory_info().rss)
 
 
 _process: Any = None

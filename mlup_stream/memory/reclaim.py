@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mlup_stream.memory.meter import snapshot
+from mlup_stream.memory.meter import rss_bytes
 
 __all__ = ["ReclaimStep", "give_back", "promotions", "trim_allocator"]
 
@@ -60,11 +60,11 @@ def give_back(*releases: Callable[[], tuple[str, ...]], promotions_before: int |
     """
     trim = _find_trim()  # before anything is measured: finding it costs memory once
     steps: list[ReclaimStep] = []
-    before_bytes = _rss_bytes()
+    before_bytes = rss_bytes()
 
     def done(name: str, held_by: tuple[str, ...] = ()) -> None:
         nonlocal before_bytes
-        after_bytes = _rss_bytes()
+        after_bytes = rss_bytes()
         steps.append(ReclaimStep(name, before_bytes - after_bytes, held_by))
         before_bytes = after_bytes
 
@@ -92,10 +92,6 @@ def _released(release: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
         return tuple(release())
     except Exception as error:
         return (f"{getattr(release, '__qualname__', release)}, which failed ({type(error).__name__}: {error})",)
-
-
-def _rss_bytes() -> int:
-    return snapshot().rss_bytes or 0
 
 
 def _find_trim() -> Callable[[int], Any] | None:

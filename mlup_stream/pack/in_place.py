@@ -49,7 +49,7 @@ def find_payloads(path: str, format: Format) -> list[Found]:
     loaded = LoadedFile(path=path, delivery=Delivery.VIEW, mapping=Mapping.READ_ONLY)
     view = loaded.view()
     try:
-        with view.open() as file:
+        with view.open_structure() as file:
             placer = _Noting(loaded, view, file)
             unpickler = _joblib_unpickler() if format is Format.JOBLIB else _pickle_unpickler()
             unpickler(file, placer).load()

@@ -173,7 +173,7 @@ def _in_place(view: View, name: str, loaded: LoadedFile) -> tuple[_Part, int]:
         else:
             found[tensor.name] = arrays.over(buffer, tensor)
     if copied:
-        with view.open() as file:  # not from the map, a page of which may be gone by now
+        with view.open_structure() as file:  # not from the map, a page of which may be gone by now
             found |= _read(file, copied, arrays, name)
     return _Part(header, found), sum(tensor.size_bytes for tensor in copied)
 

@@ -29,7 +29,6 @@ from mlup_stream.units import KIB
 
 __all__ = ["JoblibBinarizer"]
 
-_STRUCTURE_WINDOW_BYTES = 64 * KIB
 _SURVEYED_BYTES = 16 * KIB
 """A file as small as that is looked over first, 10 ms at most: the unpickler in C allocates by a memo index that it finds."""
 _LIE_STEPS = 1_000_000  # 2 seconds, and 100 MB
@@ -81,19 +80,10 @@ class JoblibBinarizer(PickleBinarizer):
 
     @classmethod
     def from_view(cls, view: View, loaded: LoadedFile, **options: Any) -> Any:
-        with _open_structure(view, loaded) as file:
+        with view.open_structure() as file:
             if not _is_plain_pickle(file, loaded):
                 return _load(file, loaded, view, options)
         return super().from_view(view, loaded)
-
-
-def _open_structure(view: View, loaded: LoadedFile) -> BinaryIO:
-    """A reader for what is not left in the view. It keeps the page cache: the arrays that it steps over will be wanted."""
-    if view.path is None:
-        return view.open()
-    return open_stream(
-        view.pinned_path, drop_behind=False, window_bytes=_STRUCTURE_WINDOW_BYTES, on_window=loaded.on_window
-    )
 
 
 def _is_plain_pickle(file: BinaryIO, loaded: LoadedFile) -> bool:

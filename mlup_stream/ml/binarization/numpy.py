@@ -75,7 +75,7 @@ class _NumpyBinarizer(FormatBinarizer):
 
     @classmethod
     def from_view(cls, view: View, loaded: LoadedFile, **options: Any) -> Any:
-        with view.open() as file:
+        with view.open_structure() as file:
             return cls._load(file, loaded, view, options)
 
     @classmethod

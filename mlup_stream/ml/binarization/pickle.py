@@ -69,10 +69,11 @@ class PickleBinarizer(FormatBinarizer):
     @classmethod
     def from_view(cls, view: View, loaded: LoadedFile, **options: Any) -> Any:
         structure = walk(view, loaded.name)
-        with view.open() as file:
-            if _is_mostly_payload(structure, loaded):
+        if _is_mostly_payload(structure, loaded):
+            with view.open_structure() as file:
                 return load_payload(file, loaded, view, options)
-            loaded.placement = Placement(0, structure.payload_bytes)
+        loaded.placement = Placement(0, structure.payload_bytes)
+        with view.open() as file:
             return _load_objects(file, loaded, options)
 
     @classmethod

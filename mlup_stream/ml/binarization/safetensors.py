@@ -150,7 +150,7 @@ def _in_place(
                 model[tensor.name] = arrays.over(buffer, tensor)
                 mapped_bytes += tensor.size_bytes
             else:
-                with view.open() as file:  # not from the map, a page of which may be gone by now
+                with view.open_structure() as file:  # not from the map, a page of which may be gone by now
                     model |= _read(file, (tensor,), arrays)
                 copied_bytes += tensor.size_bytes
         view.check()

@@ -74,5 +74,5 @@ def load_in_place(torch: ModuleType, view: View, *, map_location: Any, weights_o
     storage = torch.from_numpy(numpy.frombuffer(view.writable, numpy.uint8)).untyped_storage()
     unpickler = torch._weights_only_unpickler if weights_only else pickle_module
     # Not by path: the reader and the view are to see the same file.
-    with view.open() as file, torch.serialization._open_zipfile_reader(file) as reader:
+    with view.open_structure() as file, torch.serialization._open_zipfile_reader(file) as reader:
         return torch.serialization._load(reader, map_location, unpickler, overall_storage=storage, encoding="utf-8")
