@@ -71,7 +71,7 @@ class Search:
         tries, seconds = 0, None
         while high <= self._arguments.highest:
             tries += 1
-            seconds = self._fits(way, high)
+            seconds = self.fits(way, high)
             if seconds is not None:
                 break
             low, high = high, high * 2
@@ -82,14 +82,14 @@ class Search:
             if middle >= high:
                 break
             tries += 1
-            there = self._fits(way, middle)
+            there = self.fits(way, middle)
             if there is None:
                 low = middle
             else:
                 high, seconds = middle, there
         return {"way": way, "limit_bytes": high, "seconds": seconds, "tries": tries}
 
-    def _fits(self, way: str, limit_bytes: int) -> float | None:
+    def fits(self, way: str, limit_bytes: int) -> float | None:
         """Seconds of a load and an answer under the limit; None when it did not come to the right answer."""
         common.evict(self._path)
         with self._limiter.limited(limit_bytes) as enter:

@@ -1,6 +1,6 @@
 """Runs the other scripts and writes what they print to `docs/measurements.md`.
 
-    python profiling/write_measurements.py                        # all of it: half an hour and 2 GB of disk
+    python profiling/write_measurements.py                        # all of it: an hour and 6 GB of disk
     python profiling/write_measurements.py --sections limits      # one section anew, the others as they are
 """
 
@@ -80,6 +80,14 @@ SECTIONS = {
         "In which a model of 512 MiB loads and answers; see `smallest_limit.py`.",
         tuple(f"smallest_limit.py {{folder}}/{name} --deliveries library,auto" for _, name in _LIMITS),
         _LIMITS,
+    ),
+    "bigger": Section(
+        "Bigger than memory",
+        "Models of which no tenth fits into the limit; see `bigger_than_memory.py`.",
+        (
+            "bigger_than_memory.py --formats pickle-arrays,joblib-arrays,npy,npz,safetensors-numpy,onnx,onnx-external,gguf",
+            "bigger_than_memory.py --formats safetensors-torch,torch",
+        ),
     ),
     "memray": Section(
         "What memray counts",
