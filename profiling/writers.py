@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import struct
 from typing import Any
 
 _ITEM_BYTES = 4  # float32
 _LAYERS = 4
 _BYTES_PER_DICT = 61  # of the pickle of pickled_dicts
 _COPIED_TREES = 4
-_BOOSTED_ROWS = 20_000
+_BOOSTED_ROWS = 10_000
 
 
 def _arrays(size_bytes: int) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def lightgbm(path: str, size_bytes: int) -> None:
     generator = numpy.random.default_rng(0)
     rows, values = generator.standard_normal((_BOOSTED_ROWS, 16)), generator.standard_normal(_BOOSTED_ROWS)
     # One thread each: threads that wait for each other on a busy machine take minutes instead of seconds.
-    settings = {"num_leaves": 4096, "min_data_in_leaf": 2, "verbose": -1, "num_threads": 1}
+    settings = {"num_leaves": 2048, "min_data_in_leaf": 2, "verbose": -1, "num_threads": 1}
     booster = lightgbm.train(settings, lightgbm.Dataset(rows, values), num_boost_round=_COPIED_TREES)
     text = booster.model_to_string()
     head, _, rest = text.partition("Tree=0\n")
@@ -174,15 +175,44 @@ def lightgbm(path: str, size_bytes: int) -> None:
 
 
 def xgboost(path: str, size_bytes: int) -> None:
+    """A few large trees, trained, then repeated: hundreds of MB take XGBoost half an hour to train."""
     import numpy
     import xgboost
 
     generator = numpy.random.default_rng(0)
     data = xgboost.DMatrix(generator.standard_normal((_BOOSTED_ROWS, 16)), generator.standard_normal(_BOOSTED_ROWS))
     settings = {"max_depth": 15, "min_child_weight": 0, "tree_method": "hist", "nthread": 1}
-    probe = xgboost.train(settings, data, num_boost_round=1)
-    rounds = max(1, math.ceil(size_bytes / len(probe.save_raw("ubj"))))
-    xgboost.train(settings, data, num_boost_round=rounds - 1, xgb_model=probe).save_model(path)
+    model = bytes(xgboost.train(settings, data, num_boost_round=_COPIED_TREES).save_raw("ubj"))
+    head, _, rest = model.partition(_ubj_key("trees") + b"[#" + _ubj_length(_COPIED_TREES))
+    # Each tree begins with the first of its keys in the order of the alphabet, and ends where the next begins.
+    begins = b"{" + _ubj_key("base_weights")
+    bodies = [begins + body for body in rest.split(begins)[1:]]
+    end = bodies[-1].index(b"}}", bodies[-1].index(_ubj_key("size_leaf_vector"))) + 2
+    bodies[-1], tail = bodies[-1][:end], bodies[-1][end:]
+    count = max(_COPIED_TREES, size_bytes // (sum(map(len, bodies)) // _COPIED_TREES))
+    numbers = b"".join(b"l" + struct.pack(">i", i) for i in range(count + 1))
+    before, _, _ = head.partition(_ubj_key("iteration_indptr"))
+    each, text = b"S" + _ubj_length(1) + b"%d", str(count).encode()
+    before = before.replace(
+        _ubj_key("num_trees") + each % _COPIED_TREES, _ubj_key("num_trees") + b"S" + _ubj_length(len(text)) + text
+    )
+    with open(path, "wb") as file:
+        file.write(before + _ubj_key("iteration_indptr") + b"[#" + _ubj_length(count + 1) + numbers)
+        file.write(_ubj_key("tree_info") + b"[#" + _ubj_length(count) + b"i\0" * count)
+        file.write(_ubj_key("trees") + b"[#" + _ubj_length(count))
+        for i in range(count):
+            old = _ubj_key("id") + b"i" + bytes([i % _COPIED_TREES])
+            file.write(bodies[i % _COPIED_TREES].replace(old, _ubj_key("id") + b"l" + struct.pack(">i", i), 1))
+        file.write(tail)
+
+
+def _ubj_length(count: int) -> bytes:
+    return b"L" + struct.pack(">q", count)
+
+
+def _ubj_key(name: str) -> bytes:
+    """A key of an object in UBJSON, as XGBoost writes it."""
+    return _ubj_length(len(name)) + name.encode()
 
 
 def _keras_model(size_bytes: int) -> Any:

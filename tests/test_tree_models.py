@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,15 @@ xgboost = pytest.importorskip("xgboost", reason="the extra `xgboost` is not inst
 ROWS = numpy.random.default_rng(0).standard_normal((300, 6))
 CLASSES = (ROWS.sum(axis=1) > 0).astype(int)
 BINARIZERS: dict[str, Any] = {"model.txt": LightGBMBinarizer, "model.ubj": XGBoostBinarizer, "model.json": XGBoostBinarizer}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> Iterator[None]:
+    """Every load runs the collector, which would walk all that pytest holds hundreds of times; it passes over frozen objects."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,164 @@
+"""XGBoost: what is damaged is an error, where XGBoost itself would end the process; every kind of model passes the checks."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from child import run_child
+
+from mlup_stream.delivery.kinds import Optimize
+from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.errors import CorruptModelError
+from mlup_stream.ml.binarization.xgboost import XGBoostBinarizer
+from mlup_stream.ml.binarization.xgboost_checks import check
+
+numpy = pytest.importorskip("numpy", reason="makes the samples")
+xgboost = pytest.importorskip("xgboost", reason="trains and loads the models")
+
+SAMPLES = numpy.random.default_rng(0).standard_normal((200, 6))
+SAMPLES[:, 1] = numpy.random.default_rng(1).integers(0, 20, 200)
+CLASSES = (SAMPLES.sum(axis=1) * 2).astype(int) % 3
+BY_CATEGORY = {"feature_types": ["q", "c", "q", "q", "q", "q"], "enable_categorical": True}
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "regression": {},
+    "several classes": {"objective": "multi:softprob", "num_class": 3},
+    "dart": {"booster": "dart", "rate_drop": 0.5},
+    "linear": {"booster": "gblinear", "max_depth": None},
+    "categories": {"max_cat_to_onehot": 2},
+    "several outputs": {"multi_strategy": "multi_output_tree", "tree_method": "hist"},
+    "parallel trees": {"num_parallel_tree": 3, "subsample": 0.5},
+    "pruned": {"tree_method": "exact", "gamma": 1.5},
+    "one leaf": {"min_child_weight": 10_000},
+}
+
+
+@pytest.fixture(scope="module")
+def boosters() -> dict[str, Any]:
+    made = {}
+    for kind, settings in SETTINGS.items():
+        values = numpy.stack([CLASSES, CLASSES * 2], axis=1) if kind == "several outputs" else CLASSES
+        data = xgboost.DMatrix(SAMPLES, values, **(BY_CATEGORY if kind == "categories" else {}))
+        settings = {"max_depth": 4, "nthread": 1, **settings}
+        made[kind] = xgboost.train({key: value for key, value in settings.items() if value is not None}, data, 3)
+    return made
+
+
+def answer(booster: Any, kind: str) -> Any:
+    return booster.predict(xgboost.DMatrix(SAMPLES, **(BY_CATEGORY if kind == "categories" else {})))
+
+
+@pytest.mark.parametrize("encoding", ["ubj", "json"])
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_every_kind_of_model_predicts_the_same(boosters: dict[str, Any], kind: str, encoding: str, tmp_path: Path) -> None:
+    """What XGBoost writes passes the checks in both encodings and predicts the same to the last bit."""
+    path = tmp_path / f"model.{encoding}"
+    boosters[kind].save_model(path)
+    expected = answer(boosters[kind], kind)
+    for given in (LoadedFile(path=path), LoadedFile(path.read_bytes()), LoadedFile(path=path, optimize=Optimize.SPEED)):
+        assert numpy.array_equal(answer(XGBoostBinarizer.deserialize(given), kind), expected)
+
+
+def tree_of(booster: Any, change: Any) -> bytes:
+    """The model as JSON, after `change` was made to its first tree and to the whole."""
+    model = json.loads(bytes(booster.save_raw("json")))
+    inner = model["learner"]["gradient_booster"]["model"]
+    change(inner["trees"][0], inner, model["learner"])
+    return json.dumps(model).encode()
+
+
+def set_(key: str, index: int, value: Any) -> Any:
+    return lambda tree, model, learner: tree[key].__setitem__(index, value)
+
+
+LIES = {
+    "a child that is not there": set_("left_children", 0, 99999),
+    "a child that is its parent": set_("left_children", 0, 0),
+    "a child before the first": set_("right_children", 0, -7),
+    "one child": set_("right_children", -1, 1),
+    "a child that is half a number": set_("left_children", 0, 1.5),
+    "a parent that is another": set_("parents", 1, 2),
+    "a feature that is not there": set_("split_indices", 0, 6),
+    "a feature before the first": set_("split_indices", 0, -1),
+    "a kind of split that is not there": set_("split_type", 0, 3),
+    "a split by categories that has none": set_("split_type", 0, 1),
+    "a threshold too few": lambda tree, model, learner: tree["split_conditions"].pop(),
+    "a weight too many": lambda tree, model, learner: tree["base_weights"].append(1.0),
+    "no statistics": lambda tree, model, learner: tree.pop("sum_hessian"),
+    "nodes without end": lambda tree, model, learner: tree["tree_param"].update(num_nodes="999999999"),
+    "no nodes": lambda tree, model, learner: tree["tree_param"].update(num_nodes="0"),
+    "another's number": lambda tree, model, learner: tree.update(id=7),
+    "trees without end": lambda tree, model, learner: model["gbtree_model_param"].update(num_trees="99999999"),
+    "a tree of no output": lambda tree, model, learner: model["tree_info"].__setitem__(0, 5),
+    "an end of an iteration that is not there": lambda tree, model, learner: model["iteration_indptr"].__setitem__(1, 500),
+    "outputs without end": lambda tree, model, learner: learner["learner_model_param"].update(num_class="2000000000"),
+    "no features": lambda tree, model, learner: learner["learner_model_param"].update(num_feature="0"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lies_are_typed_errors(boosters: dict[str, Any], lie: str) -> None:
+    """Of each, XGBoost itself would read or allocate what it must not."""
+    data = tree_of(boosters["regression"], LIES[lie])
+    with pytest.raises(CorruptModelError, match=r"model\.json"):
+        check(io.BytesIO(data), "model.json", is_json=True)
+    with pytest.raises(CorruptModelError):
+        XGBoostBinarizer.deserialize(LoadedFile(data))
+
+
+def test_lies_about_categories_are_typed_errors(boosters: dict[str, Any]) -> None:
+    """A set that lies outside, of a node that is not there, or up to a category that takes a gigabyte."""
+    lies = {"categories_segments": 9999, "categories_sizes": 9999, "categories_nodes": 9999, "categories": 1 << 30}
+    for key, value in lies.items():
+        with pytest.raises(CorruptModelError):
+            check(io.BytesIO(tree_of(boosters["categories"], set_(key, 0, value))), "model.json", is_json=True)
+
+
+def test_lengths_are_held_against_the_file() -> None:
+    """A key, a text, a list and a count of 2**62 are errors before anything is allocated, and so is deep nesting."""
+    huge = b"L" + struct.pack(">q", 1 << 62)
+    key = b"L" + struct.pack(">q", 1) + b"a"
+    for damaged in (huge, key + b"S" + huge, key + b"[$d#" + huge, key + b"[#" + huge, key + b"[" * 100_000):
+        with pytest.raises(CorruptModelError):
+            check(io.BytesIO(b"{" + damaged + b"}"), "model.ubj", is_json=False)
+    for damaged in (b'{"a":' * 100_000, b'{"a":' + b"[" * 100_000, b'{"a":1,"a":2}', b'{"a":1} {', b'{"a":[1,2'):
+        with pytest.raises(CorruptModelError):
+            check(io.BytesIO(damaged), "model.json", is_json=True)
+
+
+def test_mutations_do_not_end_the_process(boosters: dict[str, Any], tmp_path: Path) -> None:
+    """Of 600 mutated models each loads and predicts, or is a typed error; the child that does this is not killed."""
+    for index, booster in enumerate(boosters.values()):
+        for encoding in ("ubj", "json"):
+            booster.save_model(tmp_path / f"{index}.{encoding}")
+    outcome = run_child(
+        """
+        import pathlib, random, resource, warnings
+        warnings.simplefilter("ignore")
+        import numpy, xgboost
+        from mlup_stream.delivery.loaded_file import LoadedFile
+        from mlup_stream.errors import MLupError
+        from mlup_stream.ml.binarization.xgboost import XGBoostBinarizer
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+        source, refused = random.Random(0), 0
+        models = [path.read_bytes() for path in sorted(pathlib.Path(folder).iterdir())]
+        for index in range(600):
+            data = bytearray(models[index % len(models)])
+            for _ in range(source.choice((1, 1, 3))):
+                data[source.randrange(len(data))] = source.choice((source.randrange(256), 0, 127, 255, 0x31, 0x2c))
+            try:
+                model = XGBoostBinarizer.deserialize(LoadedFile(bytes(data)))
+                model.predict(xgboost.DMatrix(numpy.ones((2, 6))), validate_features=False)
+            except (MLupError, xgboost.core.XGBoostError, ValueError):
+                refused += 1
+        answer(refused)
+        """,
+        folder=str(tmp_path),
+        environment={"OMP_NUM_THREADS": "1"},
+    )
+    assert 0 < outcome < 600
