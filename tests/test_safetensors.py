@@ -325,3 +325,46 @@ def test_torch_tensors_stay_in_the_file_too(big_file: Path) -> None:
     pytest.importorskip("torch", reason="makes the tensors")
     took = measure_load(BINARIZER, big_file, "view", answer_of=SUM, framework="torch", warm_up="import torch; torch.ones(3) + 1")
     assert took.peak_anon_bytes <= SLACK_BYTES
+
+
+def test_the_estimate_knows_that_torch_writes(tmp_path: Path) -> None:
+    """torch takes writable memory only: a copy-on-write map, which RLIMIT_DATA counts, and of `bytes` a second copy."""
+    path = tmp_path / "model.safetensors"
+    library.save_file({"w": numpy.zeros(1 << 20, "u1")}, path)
+    for framework, is_written in (("numpy", False), ("torch", True)):
+        loaded = LoadedFile(path=path, options={"framework": framework})
+        view = SafetensorsBinarizer.estimate(loaded, Delivery.VIEW)
+        content = SafetensorsBinarizer.estimate(loaded, Delivery.BYTES)
+        assert view is not None
+        assert content is not None
+        assert view.copy_on_write_bytes == (1 << 20) * is_written
+        assert content.peak_anon_bytes // (1 << 20) == 1 + is_written
+
+
+@pytest.mark.big
+@on_linux
+@pytest.mark.torch
+def test_the_options_of_a_load_reach_its_estimate(big_file: Path) -> None:
+    """measured(bytes, torch) = 2 x file, as was estimated within 5%, for the load that the configuration describes."""
+    pytest.importorskip("torch", reason="makes the tensors")
+    estimated_bytes, low_bytes, high_bytes = run_child(
+        """
+        import torch
+        import mlup_stream as mlup
+        torch.ones(3) + 1
+        up = mlup.UP(conf=mlup.Config(
+            storage_type="disk", storage_kwargs={"path_to_files": path, "delivery": "bytes"},
+            binarization_kwargs={"framework": "torch"},
+        ))
+        with mlup.MemoryGovernor(None, learned=False) as governor:
+            estimate = {row.delivery: row.estimate for row in up.ml.weigh(governor)}["bytes"]
+        up.ml.load()
+        memory = up.ml.report.memory
+        base = memory.baseline.anon_bytes
+        answer([estimate.peak_anon_bytes, memory.peak.anon_low_bytes - base, memory.peak.anon_high_bytes - base])
+        """,
+        path=str(big_file),
+    )
+    slack_bytes = 0.05 * big_file.stat().st_size
+    assert low_bytes - slack_bytes <= estimated_bytes <= high_bytes + slack_bytes
+    assert estimated_bytes >= 2 * 256 * MIB

@@ -32,6 +32,7 @@ class LoadedFile:
         delivery: How the binarizer takes the bytes; None leaves it to the binarizer.
         mapping: Whether mapped payloads are writable.
         optimize: What to prefer where a format lets one choose.
+        options: The binarizer's options, for those whose estimate depends on them.
 
     Attributes:
         is_model: Whether `raw_data` is the model object itself.
@@ -47,12 +48,14 @@ class LoadedFile:
         delivery: Delivery | None = None,
         mapping: Mapping = Mapping.AUTO,
         optimize: Optimize = Optimize.MEMORY,
+        options: dict[str, Any] | None = None,
     ) -> None:
         self._raw_data = raw_data
         self.path = None if path is None else os.fspath(path)
         self.delivery = delivery
         self.mapping = mapping
         self.optimize = optimize
+        self.options = options if options is not None else {}
         self.is_model = False
         self.placement: Placement | None = None
         self.on_window: OnWindow | None = None

@@ -74,9 +74,9 @@ def choose_binarizer(loaded: LoadedFile, conf: Config) -> type[Any]:
         conf.binarization_type = binarization_type_of(detect(loaded))
         logger.debug("%s: recognised as %s", loaded.name, conf.binarization_type.name)
     binarizer = binarizer_class(conf.binarization_type)
-    prepare = getattr(binarizer, "prepare", None)
-    if prepare is not None:
-        prepare()
+    prepare_for = getattr(binarizer, "prepare_for", None)
+    if prepare_for is not None:
+        prepare_for(conf.binarization_kwargs)
     return binarizer
 
 
@@ -131,6 +131,7 @@ def _weighable(
     """What each delivery will take, in their order, None where the binarizer cannot say; and what the governor learns it by."""
     loaded.mapping = conf.mapping  # type: ignore[assignment]  # validated: an enum member by now
     loaded.optimize = conf.optimize  # type: ignore[assignment]
+    loaded.options = conf.binarization_kwargs
     estimate = getattr(binarizer, "estimate", None)
     estimates: dict[str, Estimate | None] = {each.value: estimate and estimate(loaded, each) for each in deliveries}
     if loaded.is_model:

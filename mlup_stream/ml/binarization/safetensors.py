@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, BinaryIO, ClassVar
 
 from mlup_stream.delivery.files import checked_stat
@@ -29,7 +29,7 @@ from mlup_stream.ml.binarization.safetensors_arrays import Arrays, NumpyArrays, 
 
 __all__ = ["SafetensorsBinarizer"]
 
-_FRAMEWORKS: dict[str, Callable[[str], Arrays]] = {"numpy": NumpyArrays, "torch": TorchTensors}
+_FRAMEWORKS: dict[str, type[NumpyArrays] | type[TorchTensors]] = {"numpy": NumpyArrays, "torch": TorchTensors}
 _OBJECT_BYTES = 1024
 """An array, its name and its place in the dict: about 500 bytes with numpy, 900 with torch."""
 
@@ -62,16 +62,20 @@ class SafetensorsBinarizer(FormatBinarizer):
         payload_bytes = sum(header.payload_bytes for header in headers)
         objects_bytes = _OBJECT_BYTES * sum(len(header.tensors) for header in headers)
         why = "the header of the safetensors file"
+        framework = _FRAMEWORKS.get(loaded_file.options.get("framework", "numpy"))
+        writable = loaded_file.mapping is Mapping.COPY_ON_WRITE or (framework is not None and framework.needs_writable)
         if delivery is Delivery.VIEW and not loaded_file.has_content:
             return Estimate.in_place(
                 payload_bytes,
                 certainty=Certainty.EXACT,
                 why=why,
                 private_bytes=objects_bytes,
-                copy_on_write=loaded_file.mapping is Mapping.COPY_ON_WRITE,
+                copy_on_write=writable,
             )
-        # Delivery `bytes` too: the arrays lie in the copy that was read.
-        return Estimate.private(payload_bytes + objects_bytes, certainty=Certainty.EXACT, why=why)
+        found = Estimate.private(payload_bytes + objects_bytes, certainty=Certainty.EXACT, why=why)
+        if delivery is Delivery.BYTES and writable:
+            return found.with_raw(loaded_file.size_bytes)
+        return found  # delivery `bytes` too: the arrays lie in the copy that was read
 
     @classmethod
     def from_view(cls, view: View, loaded: LoadedFile, *, framework: str = "numpy", **_: Any) -> dict[str, Any]:
