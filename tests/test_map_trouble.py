@@ -13,6 +13,7 @@ import pytest
 from child import run_child
 
 import mlup_stream as mlup
+from mlup_stream.delivery.file_system import file_system_of
 from mlup_stream.delivery.map_trouble import map_trouble
 
 Mount = namedtuple("Mount", "device mountpoint fstype opts")
@@ -23,6 +24,13 @@ def _mounted(monkeypatch: pytest.MonkeyPatch, *mounts: tuple[str, str]) -> None:
 
     table = [Mount("x", point, kind, "rw") for point, kind in (("/", "ext4"), *mounts)]
     monkeypatch.setattr(psutil, "disk_partitions", lambda all=False: table)
+
+
+def test_the_deepest_mount_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A disk below a tmpfs is a disk, the later of two mounts at one point hides the other, and beginning alike is not below."""
+    _mounted(monkeypatch, ("/a", "tmpfs"), ("/a/disk", "xfs"), ("/b", "xfs"), ("/b", "nfs"))
+    found = {path: file_system_of(path) for path in ("/a", "/a/disk/model", "/a/diskette", "/ab", "/b/model")}
+    assert found == {"/a": "tmpfs", "/a/disk/model": "xfs", "/a/diskette": "tmpfs", "/ab": "ext4", "/b/model": "nfs"}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +63,8 @@ def test_few_descriptors_speak_against_a_map(tmp_path: Path) -> None:
     """With the limit nearly reached the trouble is named."""
     code = """
         import resource
-        from mlup_stream.delivery.map_trouble import map_trouble
+        from mlup_stream.delivery.file_system import file_system_of
+from mlup_stream.delivery.map_trouble import map_trouble
         before = map_trouble(path)
         resource.setrlimit(resource.RLIMIT_NOFILE, (16, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         answer([before, map_trouble(path)])

@@ -77,18 +77,8 @@ def test_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         assert os.stat(path).st_dev != os.stat("/dev/shm").st_dev
 
 
-def test_without_a_disk_the_message_says_what_to_set(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_disk_the_message_says_what_to_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every temporary folder is memory, the error names TMPDIR; nothing is put into memory in silence."""
-    mounts = tmp_path / "mountinfo"
-    mounts.write_text("1 0 0:1 / / rw - tmpfs tmpfs rw\n2 1 8:1 / /elsewhere\\040disk rw shared:1 - ext4 /dev/sda rw\n")
-    monkeypatch.setattr(module, "_MOUNTS", str(mounts))
+    monkeypatch.setattr(module, "file_system_of", lambda path: "tmpfs")
     with pytest.raises(ModelLoadError, match="set TMPDIR"), private_file(b"content"):
         pass
-
-
-def test_the_deepest_mount_decides() -> None:
-    """A disk mounted below a tmpfs is a disk, and a tmpfs below a disk is memory; names that only begin alike do not count."""
-    mounts = [("/tmp/disk", "ext4"), ("/tmp", "tmpfs"), ("/", "ext4")]
-    assert not module._is_memory("/tmp/disk/a", mounts)
-    assert module._is_memory("/tmp/diskette", mounts)
-    assert not module._is_memory("/tmpfile", mounts)

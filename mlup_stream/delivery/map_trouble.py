@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
+from mlup_stream.delivery.file_system import file_system_of
+
 __all__ = ["map_trouble"]
 
 # As the kernel, or psutil elsewhere, names them. A FUSE file system is `fuse.NAME` or `fuseblk`, whatever it is underneath.
@@ -23,7 +25,7 @@ _SPARE = 16
 
 def map_trouble(path: str | os.PathLike[str]) -> str | None:
     """Why the file at `path` should rather not be mapped, in a few words; None if nothing speaks against it."""
-    kind = _file_system_of(os.path.realpath(path))
+    kind = file_system_of(path)
     if kind in _REMOTE or kind.startswith("fuse"):
         return f"the file lies on {kind}, where a map can block or kill the process"
     if sys.version_info < (3, 13) and _too_few_left(_count("/proc/self/fd"), _descriptor_limit()):
@@ -31,23 +33,6 @@ def map_trouble(path: str | os.PathLike[str]) -> str | None:
     if _too_few_left(_count_lines("/proc/self/maps"), _number("/proc/sys/vm/max_map_count")):
         return "few maps are left of vm.max_map_count"
     return None
-
-
-def _file_system_of(path: str) -> str:
-    """The type of the file system with the longest mount point above `path`; empty where that cannot be known."""
-    import psutil
-
-    best, kind = "", ""
-    try:
-        mounts = psutil.disk_partitions(all=True)
-    except (OSError, RuntimeError):
-        return ""
-    for mount in mounts:
-        point = mount.mountpoint
-        inside = path == point or path.startswith(point.rstrip(os.sep) + os.sep)
-        if inside and len(point) >= len(best):  # of two on one point the later one covers the earlier
-            best, kind = point, mount.fstype.lower()
-    return kind
 
 
 def _too_few_left(used: int | None, limit: int | None) -> bool:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from mlup_stream.delivery.file_system import file_system_of
 from mlup_stream.errors import ModelLoadError
 from mlup_stream.units import MIB
 
@@ -21,7 +22,6 @@ __all__ = ["private_file"]
 
 _CHUNK_BYTES = 1 * MIB
 _MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
-_MOUNTS = "/proc/self/mountinfo"
 
 
 @contextlib.contextmanager
@@ -93,30 +93,11 @@ def _private_folder(folder: str) -> Iterator[str]:
 def _folder_on_disk() -> str:
     named = [os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")]
     candidates = [folder for folder in (*named, "/var/tmp", tempfile.gettempdir()) if folder]
-    mounts = _mounts()
     for folder in candidates:
-        if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK) and not _is_memory(os.path.realpath(folder), mounts):
+        usable = os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+        if usable and file_system_of(folder) not in _MEMORY_FILE_SYSTEMS:
             return folder
     raise ModelLoadError(
         "the framework reads files only, and no folder for a temporary one lies on a disk"
         f" (tried {', '.join(dict.fromkeys(candidates))}); set TMPDIR to a folder on a disk, or give the model's path"
     )
-
-
-def _mounts() -> list[tuple[str, str]]:
-    """Each mount point and its kind of file system, the deepest first; empty where that cannot be known. (proc(5), mountinfo.)"""
-    try:
-        with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
-            rows = [line.split() for line in file]
-    except OSError:
-        return []
-    found = [(row[4].encode().decode("unicode_escape"), row[row.index("-") + 1]) for row in rows if "-" in row]
-    found.reverse()  # of two mounts at one point the later one hides the other
-    return sorted(found, key=lambda mount: -len(mount[0]))
-
-
-def _is_memory(folder: str, mounts: list[tuple[str, str]]) -> bool:
-    for point, kind in mounts:
-        if os.path.commonpath((point, folder)) == point:
-            return kind in _MEMORY_FILE_SYSTEMS
-    return False

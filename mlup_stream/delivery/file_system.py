@@ -1,0 +1,25 @@
+"""Which kind of file system a path lies on: maps, reflinks and temporary files are not equally good on all of them."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["file_system_of"]
+
+
+def file_system_of(path: str | os.PathLike[str]) -> str:
+    """The type of the file system with the longest mount point above `path`, links followed; empty where it cannot be known."""
+    import psutil  # 7 MiB that `import mlup_stream` does not pay
+
+    real = os.path.realpath(path)
+    best, kind = "", ""
+    try:
+        mounts = psutil.disk_partitions(all=True)
+    except (OSError, RuntimeError):
+        return ""
+    for mount in mounts:
+        point = mount.mountpoint
+        inside = real == point or real.startswith(point.rstrip(os.sep) + os.sep)
+        if inside and len(point) >= len(best):  # of two on one point the later one covers the earlier
+            best, kind = point, mount.fstype.lower()
+    return kind
