@@ -63,8 +63,7 @@ def test_few_descriptors_speak_against_a_map(tmp_path: Path) -> None:
     """With the limit nearly reached the trouble is named."""
     code = """
         import resource
-        from mlup_stream.delivery.file_system import file_system_of
-from mlup_stream.delivery.map_trouble import map_trouble
+        from mlup_stream.delivery.map_trouble import map_trouble
         before = map_trouble(path)
         resource.setrlimit(resource.RLIMIT_NOFILE, (16, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         answer([before, map_trouble(path)])

@@ -163,6 +163,30 @@ class LoadedFile:
             return open_borrowed(self._raw_data)
         return open_buffer(self.content())
 
+    @contextlib.contextmanager
+    def look(self) -> Iterator[BinaryIO]:
+        """A file over the content, to look at its headers: nothing is read ahead, whatever the delivery.
+
+        Somebody else's file object stands afterwards where it stood.
+
+        Raises:
+            OSError: That is not possible: looking at it would use it up.
+        """
+        if not self.has_content and self.path is not None:
+            with open(self.path, "rb") as file:
+                yield file
+            return
+        theirs = self._raw_data if hasattr(self._raw_data, "read") else None
+        if theirs is not None and not _is_seekable_binary(theirs):
+            raise OSError(f"{self.name} cannot go back to its beginning")
+        position = theirs.tell() if theirs is not None else 0
+        try:
+            with self.open() as file:
+                yield file
+        finally:
+            if theirs is not None:
+                theirs.seek(position)
+
     @property
     def _drops_behind(self) -> bool:
         return self.delivery is Delivery.STREAM and self.optimize is Optimize.MEMORY

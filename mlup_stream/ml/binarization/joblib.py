@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, ClassVar
 
 from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
-from mlup_stream.delivery.reader import open_stream
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ConfigError, CorruptModelError, ModelBinarizationError
 from mlup_stream.extras import require

@@ -11,10 +11,8 @@ for the others the beginning is unpacked, and the rest taken to be like it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterator
 from typing import BinaryIO
 
 from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
@@ -111,7 +109,7 @@ def _compressed(found: _Found) -> Estimate | None:
 
 
 def _find_out(loaded: LoadedFile) -> _Found:
-    with _opened(loaded) as file, Source(file, loaded.name) as source:
+    with loaded.look() as file, Source(file, loaded.name) as source:
         head = source.read(0, min(16, source.size_bytes), "first bytes")
         if compressor_of(head) is None:
             structure = survey(file, loaded.name, max_steps=_MAX_STEPS)
@@ -132,17 +130,3 @@ def _guessed_bytes(file: BinaryIO, name: str, size_bytes: int) -> int | None:
         sample_bytes = len(unpacked.read(_SAMPLE_BYTES))
     # Up to a window more than that was read, which makes the guess a little too small.
     return max(size_bytes, sample_bytes * size_bytes // max(file.tell(), 1))
-
-
-@contextlib.contextmanager
-def _opened(loaded: LoadedFile) -> Iterator[BinaryIO]:
-    """The content, to look at its structure; somebody else's file object is left where it stands."""
-    if not loaded.has_content and loaded.path is not None:
-        with open(loaded.path, "rb") as file:  # not `loaded.open()`, which reads it whole for delivery `bytes`
-            yield file
-        return
-    position = loaded.raw_data.tell() if hasattr(loaded.raw_data, "tell") else None
-    with loaded.open() as content:
-        yield content
-    if position is not None:
-        loaded.raw_data.seek(position)

@@ -9,10 +9,8 @@ An archive's checksums are checked for what is copied, as NumPy does; for what i
 
 from __future__ import annotations
 
-import contextlib
 import io
 import pickle
-from collections.abc import Iterator
 from typing import Any, BinaryIO, ClassVar
 
 from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
@@ -95,7 +93,7 @@ class NpyBinarizer(_NumpyBinarizer):
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
         try:
-            with _opened(loaded_file) as file:
+            with loaded_file.look() as file:
                 header = read_header(file, loaded_file.name)
         except (LoadError, OSError):
             return None  # the load will say what is wrong
@@ -132,7 +130,7 @@ class NpzBinarizer(_NumpyBinarizer):
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
         try:
-            with _opened(loaded_file) as file:
+            with loaded_file.look() as file:
                 members = read_members(file, loaded_file.name)
         except (LoadError, OSError):
             return None
@@ -170,20 +168,6 @@ class NpzBinarizer(_NumpyBinarizer):
                 arrays[member.place.name] = _unpacked(file, member, placer, loaded.name, options)
         loaded.placement = placer.placement()
         return NpzArrays(arrays, loaded.name)
-
-
-@contextlib.contextmanager
-def _opened(loaded: LoadedFile) -> Iterator[BinaryIO]:
-    """The content, to look at its headers; somebody else's file object is left where it stands."""
-    if not loaded.has_content and loaded.path is not None:
-        with open(loaded.path, "rb") as file:  # not `loaded.open()`, which reads it whole for delivery `bytes`
-            yield file
-        return
-    position = loaded.raw_data.tell() if hasattr(loaded.raw_data, "tell") else None
-    with loaded.open() as content:
-        yield content
-    if position is not None:
-        loaded.raw_data.seek(position)
 
 
 def _stays(header: NpyHeader, loaded: LoadedFile) -> bool:

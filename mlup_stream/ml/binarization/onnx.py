@@ -10,7 +10,7 @@ from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, LoadError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.onnx import Layout, walk
+from mlup_stream.formats.onnx import walk
 from mlup_stream.formats.source import Source
 from mlup_stream.memory.estimate import Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
@@ -55,12 +55,13 @@ class InferenceSessionBinarizer(FormatBinarizer):
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
         try:
-            layout = _walked(loaded_file)
+            with loaded_file.look() as file:
+                layout = walk(file)
         except (LoadError, OSError):
             return None  # the load will say what is wrong
         if delivery is Delivery.VIEW and loaded_file.has_content:
             delivery = Delivery.BYTES
-        return None if layout is None else estimate(layout, delivery, loaded_file.optimize, installed_abilities())
+        return estimate(layout, delivery, loaded_file.optimize, installed_abilities())
 
     @classmethod
     def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> PredictSession:
@@ -106,19 +107,3 @@ class InferenceSessionFullReturnBinarizer(InferenceSessionBinarizer):
     """The same with a `predict` that returns all outputs."""
 
     full_return = True
-
-
-def _walked(loaded: LoadedFile) -> Layout | None:
-    """The headers of the model, its content left as it was; None if they cannot be read without reading all of it."""
-    if not loaded.has_content:
-        return None if loaded.path is None else walk(loaded.path)
-    content = loaded.raw_data
-    if not hasattr(content, "read"):
-        return walk(loaded.content())
-    if not content.seekable():
-        return None
-    position = content.tell()
-    try:
-        return walk(loaded)
-    finally:
-        content.seek(position)

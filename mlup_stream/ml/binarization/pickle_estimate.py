@@ -8,8 +8,6 @@ named in the pickle.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 from mlup_stream.delivery.kinds import Delivery
@@ -40,7 +38,7 @@ def estimate_of(loaded: LoadedFile, delivery: Delivery, *, in_place: Any, copy_o
         copy_on_write: Whether that map is writable.
     """
     try:
-        with _opened(loaded) as given, Source(given, loaded.name) as source:
+        with loaded.look() as given, Source(given, loaded.name) as source:
             structure = walk(given, loaded.name)
             names = source.read(0, min(_NAMES_BYTES, source.size_bytes), "pickle")
             size_bytes = source.size_bytes
@@ -62,24 +60,6 @@ def estimate_of(loaded: LoadedFile, delivery: Delivery, *, in_place: Any, copy_o
     peak_bytes = settled_bytes + (structure.largest_payload_bytes if copies else 0)
     estimate = Estimate.private(peak_bytes, settled_bytes, certainty=certainty, why=why)
     return estimate.with_raw(size_bytes) if delivery is Delivery.BYTES and not loaded.has_content else estimate
-
-
-@contextlib.contextmanager
-def _opened(loaded: LoadedFile) -> Iterator[Any]:
-    """What a walker takes; a file object of somebody's stands afterwards where it stood.
-
-    Raises:
-        OSError: It could not go back there: looking at it would be the end of it.
-    """
-    if not loaded.has_content:
-        yield loaded.path if loaded.path is not None else b""
-        return
-    content = loaded.raw_data if hasattr(loaded.raw_data, "read") else None
-    position = content.tell() if content is not None else 0
-    with loaded.open() as file:
-        yield file
-    if content is not None:
-        content.seek(position)
 
 
 def _certainty(structure: PickleStructure, objects_bytes: int) -> tuple[Certainty, str]:

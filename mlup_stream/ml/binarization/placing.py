@@ -5,9 +5,9 @@ indexing cost the same, while each BLAS call first copies the whole matrix (a ma
 and 256 MiB meanwhile). So `optimize="memory"` maps such an array: at its worst it takes for a moment what a copy takes for good.
 `optimize="speed"` copies it once.
 
-Some code in C does not take such an array at all: SciPy 1.17's `linalg.solve` and `linalg.inv`, and its B-splines. Of all estimators
-of scikit-learn 1.9 these are in GaussianProcessClassifier and SplineTransformer. So small arrays that are not aligned are copied, up
-to 1% of the file in all, and so is what belongs to a class of which this is known (`NEEDS_ALIGNMENT`).
+Some code in C does not take such an array at all: SciPy 1.17's `linalg.solve` and `linalg.inv`, and its B-splines. Of all
+estimators of scikit-learn 1.9 these are in GaussianProcessClassifier and SplineTransformer. So small arrays that are not aligned
+are copied, up to 1% of the file in all, and so is what belongs to a class of which this is known (`NEEDS_ALIGNMENT`).
 """
 
 from __future__ import annotations
