@@ -2,9 +2,9 @@
 
     python profiling/bigger_than_memory.py --sizes 512MiB,2GiB
 
-The limit is what the same process needs for its imports alone (see `smallest_limit.py`) and `--room` more: none of the model. Each
-model is made, loaded by its library and by `auto` under that limit, from a cold file, asked once, and removed. An answer counts
-only if it is the one that the library gives without a limit.
+The limit is what the same process needs for its imports alone (see `smallest_limit.py`) and `--room` more: none of the model.
+Each model is made, loaded by its library and by `auto` under that limit, from a cold file, asked once, and removed. An answer
+counts only if it is the one that the library gives without a limit.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mlup-stream-bigger-") as folder:
         found = list(rows(arguments, limiter, folder))
     print(common.table(HEADINGS, found))
-    print(f"\nLimited by: {limiter.name}. From a cold file; seconds of the load and one answer, for which all of the file is read.")
+    print(f"\nLimited by: {limiter.name}. From a cold file; the seconds are of the load and one answer, which reads it all.")
     print(common.machine(("numpy", "joblib", "onnxruntime", "safetensors", "torch", "gguf")))
     return int(any(row[-1] == _told(None) for row in found))
 
