@@ -16,6 +16,7 @@ _LAYERS = 4
 _BYTES_PER_DICT = 61  # of the pickle of pickled_dicts
 _COPIED_TREES = 4
 _BOOSTED_ROWS = 10_000
+_LARGE_BYTES = 1 << 20  # below that, small trees: there are four of them at least
 
 
 def _arrays(size_bytes: int) -> dict[str, Any]:
@@ -157,7 +158,7 @@ def lightgbm(path: str, size_bytes: int) -> None:
     generator = numpy.random.default_rng(0)
     rows, values = generator.standard_normal((_BOOSTED_ROWS, 16)), generator.standard_normal(_BOOSTED_ROWS)
     # One thread each: threads that wait for each other on a busy machine take minutes instead of seconds.
-    settings = {"num_leaves": 2048, "min_data_in_leaf": 2, "verbose": -1, "num_threads": 1}
+    settings = {"num_leaves": 2048 if size_bytes >= _LARGE_BYTES else 16, "min_data_in_leaf": 2, "verbose": -1, "num_threads": 1}
     booster = lightgbm.train(settings, lightgbm.Dataset(rows, values), num_boost_round=_COPIED_TREES)
     text = booster.model_to_string()
     head, _, rest = text.partition("Tree=0\n")
@@ -181,7 +182,7 @@ def xgboost(path: str, size_bytes: int) -> None:
 
     generator = numpy.random.default_rng(0)
     data = xgboost.DMatrix(generator.standard_normal((_BOOSTED_ROWS, 16)), generator.standard_normal(_BOOSTED_ROWS))
-    settings = {"max_depth": 15, "min_child_weight": 0, "tree_method": "hist", "nthread": 1}
+    settings = {"max_depth": 15 if size_bytes >= _LARGE_BYTES else 4, "min_child_weight": 0, "tree_method": "hist", "nthread": 1}
     model = bytes(xgboost.train(settings, data, num_boost_round=_COPIED_TREES).save_raw("ubj"))
     head, _, rest = model.partition(_ubj_key("trees") + b"[#" + _ubj_length(_COPIED_TREES))
     # Each tree begins with the first of its keys in the order of the alphabet, and ends where the next begins.

@@ -1,17 +1,26 @@
 """Model files of a given size, one builder per format, and how to ask what was loaded: the material of the memory tests.
 
-A builder returns nothing and leaves `path`. `answer_of` is an expression over `model` that touches every payload byte and gives
-a number that depends on it, so that a model whose weights were never really there cannot pass.
+A builder returns nothing and leaves `path`. `answer_of` is an expression over `model` that touches every payload byte, or goes
+through every tree, and gives a number that depends on it, so that a model whose weights were never really there cannot pass.
+
+What only its own library can write is made by `profiling/writers.py`, in a child process: frameworks warn when they are imported,
+and warnings are errors here.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pytest
+from child import run_child
 
 from mlup_stream.units import MIB
+
+_PROFILING = Path(__file__).resolve().parent.parent / "profiling"
 
 ARRAYS = 8
 
@@ -76,6 +85,29 @@ def onnx_matmuls(path: Path, size_bytes: int, width: int = 1024) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
+def by_library(writer: str) -> Callable[[Path, int], None]:
+    """A builder that calls a function of `profiling/writers.py`."""
+
+    def build(path: Path, size_bytes: int) -> None:
+        run_child(
+            """
+            import sys, warnings
+            warnings.simplefilter("ignore")
+            sys.path.append(profiling)
+            import writers
+            getattr(writers, writer)(path, size_bytes)
+            answer(True)
+            """,
+            environment={"TF_CPP_MIN_LOG_LEVEL": "3"},
+            writer=writer,
+            profiling=str(_PROFILING),
+            path=str(path),
+            size_bytes=size_bytes,
+        )
+
+    return build
+
+
 class Kind(NamedTuple):
     """One kind of file.
 
@@ -84,16 +116,34 @@ class Kind(NamedTuple):
         build: Called with the path and the size in bytes.
         imports: What to import before anything is measured.
         answer_of: A number, as an expression over `model`, that depends on the whole payload.
+        binarizer: What `binarization_type` calls it, where that is not the name of the kind.
+        deliveries: Those that its binarizer accepts.
+        framework: Whose mark its tests carry; empty for what `make test` has.
+        ample: What is enough for any delivery of it, as a multiple of the file: twice the file and a half.
+        quick_bytes: The size to take where a load is repeated twenty times and a file of 256 MB would take minutes.
     """
 
     file_name: str
     build: Callable[[Path, int], None]
     imports: str
     answer_of: str
+    binarizer: str = ""
+    deliveries: tuple[str, ...] = ("view", "path", "stream", "bytes")
+    framework: str = ""
+    ample: float = 2.5
+    quick_bytes: int = 256 * MIB
 
 
 SUM_OF_ARRAYS = "float(sum(float(model[name].sum()) for name in sorted(model)))"
 ONNX_ANSWER = "float(numpy.asarray(model.predict(numpy.ones((1, 1024), numpy.float32))[0]).sum())"
+LIGHTGBM_ANSWER = "float(model.predict(numpy.ones((1, 16)))[0])"
+XGBOOST_ANSWER = "float(model.predict(xgboost.DMatrix(numpy.ones((1, 16))))[0])"
+SUM_OF_STATE = "float(sum(float(each.sum()) for each in model.state_dict().values()))"
+SUM_OF_TENSORS = "float(sum(float(each.sum()) for each in model.values()))"
+# One variable at a time, without the pool of threads that a prediction starts.
+SUM_OF_WEIGHTS = "float(sum(float(each.numpy().sum()) for each in model.variables))"
+
+PATH_AND_BYTES = ("path", "bytes")
 
 KINDS: dict[str, Kind] = {
     "pickle": Kind("m.pckl", pickle_arrays, "numpy", SUM_OF_ARRAYS),
@@ -102,6 +152,82 @@ KINDS: dict[str, Kind] = {
     "npz": Kind("m.npz", npz, "numpy", SUM_OF_ARRAYS),
     "safetensors": Kind("m.safetensors", safetensors, "numpy, safetensors", SUM_OF_ARRAYS),
     "onnx": Kind("m.onnx", onnx_matmuls, "numpy, onnxruntime", ONNX_ANSWER),
+    "gguf": Kind("m.gguf", by_library("gguf"), "numpy, gguf", SUM_OF_ARRAYS),
+    "lightgbm": Kind(
+        "m.txt",
+        by_library("lightgbm"),
+        "numpy, lightgbm",
+        LIGHTGBM_ANSWER,
+        deliveries=PATH_AND_BYTES,
+        quick_bytes=16 * MIB,
+    ),
+    "xgboost": Kind(
+        "m.ubj",
+        by_library("xgboost"),
+        "numpy, xgboost",
+        XGBOOST_ANSWER,
+        deliveries=PATH_AND_BYTES,
+        ample=5.25,
+        quick_bytes=32 * MIB,
+    ),
+    "torch": Kind("m.pt", by_library("torch_state_dict"), "torch", SUM_OF_TENSORS, framework="torch"),
+    "torchscript": Kind(
+        "m.script.pt", by_library("torchscript"), "torch", SUM_OF_STATE, deliveries=PATH_AND_BYTES, framework="torch"
+    ),
+    "keras": Kind(
+        "m.keras",
+        by_library("keras"),
+        "tensorflow, keras",
+        SUM_OF_WEIGHTS,
+        deliveries=("path", "stream", "view", "bytes"),
+        framework="tensorflow",
+        ample=3,
+    ),
+    "keras-h5": Kind(
+        "m.h5",
+        by_library("keras"),
+        "tensorflow, keras",
+        SUM_OF_WEIGHTS,
+        "keras",
+        deliveries=("path", "stream", "view", "bytes"),
+        framework="tensorflow",
+        ample=3,
+    ),
+    "savedmodel": Kind(
+        "saved", by_library("saved_model"), "tensorflow", SUM_OF_WEIGHTS, deliveries=("path",), framework="tensorflow"
+    ),
 }
 
 BIG_BYTES = 256 * MIB
+
+
+def each_of(kinds: Iterable[str]) -> list[Any]:
+    """The kinds by name, in order, as parameters of a test: with the mark of the framework that each needs."""
+    marks = {kind: getattr(pytest.mark, KINDS[kind].framework) for kind in KINDS if KINDS[kind].framework}
+    return [pytest.param(kind, marks=marks.get(kind, ())) for kind in sorted(kinds)]
+
+
+def need(kind: str) -> None:
+    """Skips the test without the libraries of `kind`, which it does not import."""
+    for module in KINDS[kind].imports.split(", "):
+        if not installed(module):
+            pytest.skip(f"{kind} needs {module}")
+
+
+def installed(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None
+
+
+def size_of(path: Path) -> int:
+    """The size in bytes of a file, or of all files in a folder."""
+    return sum(each.stat().st_size for each in path.rglob("*") if each.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def remove(path: Path) -> None:
+    """A file or a folder that may be there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

