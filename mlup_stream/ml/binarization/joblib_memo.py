@@ -7,13 +7,15 @@ which takes an object that gave away its own state and shares it as well, the st
 stumbles over it: then the load has to be done again, keeping everything.
 
 Memory held at the most: what was read since the last look, which is 512 KiB, or 256 bytes for each entry of the memo if that is
-more. A look takes about 0.1 us for each entry, as long as reading so many bytes. What was let go leaves holes between what stays,
+more. A look copies the memo, and takes 0.1 us for each entry that is new or that somebody still holds, as long as reading so many
+bytes. What was let go leaves holes between what stays,
 which the allocator keeps and cannot always use again (a forest of 138 MB with trees of different sizes: 16 MB of holes), so it is
 asked now and then to return them.
 """
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import struct
 import sys
@@ -30,6 +32,7 @@ _BYTES_FOR_AN_ENTRY = 256
 _TRIM_EVERY_BYTES = 8 * MIB
 _TRIM_SHARE = 16
 _LARGE_BYTES = 1 * KIB
+_KINDS: frozenset[type[Any]] = frozenset({bytearray, bytes, dict, list, tuple})
 _STATE_ITEMS = 64
 """A container with more items than that is not the state of an object."""
 
@@ -64,6 +67,8 @@ class MemoKeeper:
         self._next_trim_bytes = _TRIM_EVERY_BYTES
         self._stand_in: StandIn | None = StandIn()
         self._alive = weakref.ref(self._stand_in)
+        self._seen = 0
+        self._watched: list[int] = []
         self.let_go = 0
 
     @property
@@ -83,17 +88,38 @@ class MemoKeeper:
         if self.let_go and passed_bytes >= self._next_trim_bytes:
             trim_allocator()
             self._next_trim_bytes = passed_bytes + max(_TRIM_EVERY_BYTES, passed_bytes // _TRIM_SHARE)
-        unused = [index for index in memo if _references(memo, index) == _HELD_ONCE_MORE and _is_large(memo[index])]
+        unused = self._unused(memo)
         if not unused:
             return b""
         self.let_go += len(unused)
         puts = b"".join(pickle.LONG_BINPUT + struct.pack("<I", index) for index in unused)
         return pickle.NONE + pickle.BINPERSID + puts + pickle.POP
 
+    def _unused(self, memo: dict[int, Any]) -> list[int]:
+        kinds = _kinds()
+        # A copy of the memo is in the order of its indexes, and the pickler counts them up.
+        self._watched += [index for index in itertools.islice(memo, self._seen, None) if type(memo[index]) in kinds]
+        self._seen = len(memo)
+        unused, watched = [], []
+        for index in self._watched:
+            if _references(memo, index) != _HELD_ONCE_MORE:
+                watched.append(index)
+            elif _is_large(memo[index]):
+                unused.append(index)
+            # Otherwise it is small, and complete: what is still being built is held by the unpickler's stack as well.
+        self._watched = watched
+        return unused
+
     def was_asked_for(self) -> bool:
         """At the end, when the memo is gone: whether somebody has got hold of the stand-in."""
         self._stand_in = None
         return self._alive() is not None
+
+
+def _kinds() -> frozenset[type[Any]]:
+    """The types of payloads and of states."""
+    numpy = sys.modules.get("numpy")
+    return _KINDS if numpy is None else _KINDS | {numpy.ndarray}
 
 
 def _is_large(value: Any) -> bool:
