@@ -123,7 +123,7 @@ def test_estimates_say_how_sure_they_are(path: Path, delivery: Delivery) -> None
     assert estimate.certainty.value == "exact"
     expected = {Delivery.VIEW: 0, Delivery.BYTES: 2 * array.nbytes}.get(delivery, array.nbytes)
     assert abs(estimate.peak_anon_bytes - expected) < 10_000
-    written(path, pickle.dumps([{"a": index} for index in range(100_000)]))
+    loaded = LoadedFile(path=written(path, pickle.dumps([{"a": index} for index in range(100_000)])))
     estimate = PickleBinarizer.estimate(loaded, delivery)
     assert estimate is not None
     assert estimate.certainty.value == "unknown"

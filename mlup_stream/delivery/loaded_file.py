@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar
 
 from mlup_stream.delivery.files import checked_stat, explain_os_error, folder_size_bytes
 from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
@@ -17,6 +17,8 @@ from mlup_stream.delivery.view import View
 from mlup_stream.errors import NotAModelFileError
 
 __all__ = ["LoadedFile"]
+
+_Headers = TypeVar("_Headers")
 
 
 class LoadedFile:
@@ -63,6 +65,7 @@ class LoadedFile:
         self._shown_path = self.path
         self._view: View | None = None
         self._released_view: View | None = None
+        self._headers: dict[Callable[[BinaryIO, str], Any], Any] = {}
 
     @classmethod
     def of(cls, data: Any) -> LoadedFile:
@@ -163,15 +166,22 @@ class LoadedFile:
             return open_borrowed(self._raw_data)
         return open_buffer(self.content())
 
-    @contextlib.contextmanager
-    def look(self) -> Iterator[BinaryIO]:
-        """A file over the content, to look at its headers: nothing is read ahead, whatever the delivery.
+    def look(self, read: Callable[[BinaryIO, str], _Headers]) -> _Headers:
+        """What `read` makes of a file over the content and of its name, found once: every delivery's estimate asks for it.
 
-        Somebody else's file object stands afterwards where it stood.
+        Nothing is read ahead, whatever the delivery, and somebody else's file object stands afterwards where it stood.
 
         Raises:
             OSError: That is not possible: looking at it would use it up.
         """
+        if read not in self._headers:
+            with self._opened_to_look() as file:
+                self._headers[read] = read(file, self.name)
+        found: _Headers = self._headers[read]
+        return found
+
+    @contextlib.contextmanager
+    def _opened_to_look(self) -> Iterator[BinaryIO]:
         if not self.has_content and self.path is not None:
             with open(self.path, "rb") as file:
                 yield file
@@ -227,6 +237,7 @@ class LoadedFile:
             What still holds the bytes, empty if nothing does. See `View.release`.
         """
         self._raw_data = b""
+        self._headers.clear()
         self._snapshot.close()
         view, self._view = self._view, None
         if view is None:

@@ -12,7 +12,6 @@ for the others the beginning is unpacked, and the rest taken to be like it.
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from typing import BinaryIO
 
 from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
@@ -57,17 +56,12 @@ class _Found:
     claimed: bool = False
 
 
-_found: weakref.WeakKeyDictionary[LoadedFile, _Found] = weakref.WeakKeyDictionary()
-"""A plan asks once for each delivery, and the answer is the same."""
-
-
 def estimate_of(loaded: LoadedFile, delivery: Delivery) -> Estimate | None:
     """The estimate for a joblib file; None if nothing can be said: it is damaged, which the load will explain."""
     try:
-        found = _found.get(loaded) or _find_out(loaded)
+        found = loaded.look(_find_out)
     except (LoadError, OSError):
         return None
-    _found[loaded] = found
     estimate = _compressed(found) if found.structure is None else _plain(found, found.structure, loaded, delivery)
     if estimate is None or delivery is not Delivery.BYTES or loaded.has_content:
         return estimate
@@ -108,17 +102,17 @@ def _compressed(found: _Found) -> Estimate | None:
     return dataclasses.replace(guess, at_least_bytes=found.unpacked_bytes // 2 if found.claimed else 0)
 
 
-def _find_out(loaded: LoadedFile) -> _Found:
-    with loaded.look() as file, Source(file, loaded.name) as source:
+def _find_out(file: BinaryIO, name: str) -> _Found:
+    with Source(file, name) as source:
         head = source.read(0, min(16, source.size_bytes), "first bytes")
         if compressor_of(head) is None:
-            structure = survey(file, loaded.name, max_steps=_MAX_STEPS)
+            structure = survey(file, name, max_steps=_MAX_STEPS)
             names = source.read(0, min(_NAMES_BYTES, source.size_bytes), "pickle")
             return _Found(source.size_bytes, structure, any(each in names for each in _COPIES_ITS_ARRAYS))
-        claimed_bytes = claimed_size_bytes(file, loaded.name)
+        claimed_bytes = claimed_size_bytes(file, name)
         if claimed_bytes is not None:
             return _Found(source.size_bytes, None, unpacked_bytes=claimed_bytes, claimed=True)
-        return _Found(source.size_bytes, None, unpacked_bytes=_guessed_bytes(file, loaded.name, source.size_bytes))
+        return _Found(source.size_bytes, None, unpacked_bytes=_guessed_bytes(file, name, source.size_bytes))
 
 
 def _guessed_bytes(file: BinaryIO, name: str, size_bytes: int) -> int | None:

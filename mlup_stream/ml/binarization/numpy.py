@@ -93,8 +93,7 @@ class NpyBinarizer(_NumpyBinarizer):
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
         try:
-            with loaded_file.look() as file:
-                header = read_header(file, loaded_file.name)
+            header = loaded_file.look(read_header)
         except (LoadError, OSError):
             return None  # the load will say what is wrong
         if header.has_objects:
@@ -130,8 +129,7 @@ class NpzBinarizer(_NumpyBinarizer):
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
         try:
-            with loaded_file.look() as file:
-                members = read_members(file, loaded_file.name)
+            members = loaded_file.look(read_members)
         except (LoadError, OSError):
             return None
         if any(member.has_objects for member in members):

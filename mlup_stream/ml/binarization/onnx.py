@@ -10,7 +10,7 @@ from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, LoadError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.onnx import walk
+from mlup_stream.formats.onnx import Layout, walk
 from mlup_stream.formats.source import Source
 from mlup_stream.memory.estimate import Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
@@ -55,8 +55,7 @@ class InferenceSessionBinarizer(FormatBinarizer):
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
         try:
-            with loaded_file.look() as file:
-                layout = walk(file)
+            layout = loaded_file.look(_layout)
         except (LoadError, OSError):
             return None  # the load will say what is wrong
         if delivery is Delivery.VIEW and loaded_file.has_content:
@@ -107,3 +106,8 @@ class InferenceSessionFullReturnBinarizer(InferenceSessionBinarizer):
     """The same with a `predict` that returns all outputs."""
 
     full_return = True
+
+
+def _layout(file: BinaryIO, name: str) -> Layout:
+    with Source(file, name) as source:
+        return walk(source)

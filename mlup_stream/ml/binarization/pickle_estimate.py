@@ -8,7 +8,7 @@ named in the pickle.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, BinaryIO
 
 from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
@@ -38,10 +38,7 @@ def estimate_of(loaded: LoadedFile, delivery: Delivery, *, in_place: Any, copy_o
         copy_on_write: Whether that map is writable.
     """
     try:
-        with loaded.look() as given, Source(given, loaded.name) as source:
-            structure = walk(given, loaded.name)
-            names = source.read(0, min(_NAMES_BYTES, source.size_bytes), "pickle")
-            size_bytes = source.size_bytes
+        structure, names, size_bytes = loaded.look(_structure)
     except (LoadError, OSError):
         return None
     objects_bytes = structure.structure_bytes * _TIMES_AS_OBJECTS
@@ -60,6 +57,12 @@ def estimate_of(loaded: LoadedFile, delivery: Delivery, *, in_place: Any, copy_o
     peak_bytes = settled_bytes + (structure.largest_payload_bytes if copies else 0)
     estimate = Estimate.private(peak_bytes, settled_bytes, certainty=certainty, why=why)
     return estimate.with_raw(size_bytes) if delivery is Delivery.BYTES and not loaded.has_content else estimate
+
+
+def _structure(file: BinaryIO, name: str) -> tuple[PickleStructure, bytes, int]:
+    """The structure, the beginning, in which classes are named, and the size."""
+    with Source(file, name) as source:
+        return walk(file, name), source.read(0, min(_NAMES_BYTES, source.size_bytes), "pickle"), source.size_bytes
 
 
 def _certainty(structure: PickleStructure, objects_bytes: int) -> tuple[Certainty, str]:
