@@ -7,11 +7,12 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 # Two at a time, a file's tests in one process: every measurement is of a fresh child anyway.
 PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help demo test test-torch test-tensorflow test-versions test-all lint clean
+.PHONY: help demo test test-slow test-torch test-tensorflow test-versions test-all lint clean
 
 help:
 	@echo "make demo             install, then load two real models through every delivery and compare"
 	@echo "make test             install, then the tests, without torch and TensorFlow"
+	@echo "make test-slow        minutes of real loads more: limits for the formats that \`make test\` leaves out"
 	@echo "make test-torch       the tests that need torch"
 	@echo "make test-tensorflow  the tests that need TensorFlow and Keras"
 	@echo "make test-versions    the wheel, the import and the unpickler on each Python that is found"
@@ -46,7 +47,10 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/mlup-stream demo
 
 test: $(VENV)/.test
-	$(PYTEST) -m "not torch and not tensorflow"
+	$(PYTEST) -m "not torch and not tensorflow and not slow"
+
+test-slow: $(VENV)/.test
+	$(PYTEST) -m slow
 
 test-torch: $(VENV)/.torch
 	$(PYTEST) -m torch
@@ -61,7 +65,7 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-test-all: lint test test-torch test-tensorflow test-versions
+test-all: lint test test-slow test-torch test-tensorflow test-versions
 
 clean:
 	rm -rf $(VENV) .venv-* build dist *.egg-info
