@@ -89,6 +89,24 @@ SECTIONS = {
             "bigger_than_memory.py --formats safetensors-torch,torch",
         ),
     ),
+    "governor": Section(
+        "What the governor costs",
+        "Around one load; see `governor_cost.py`.",
+        ("governor_cost.py",),
+    ),
+    "imports": Section(
+        "What importing costs",
+        "Above a bare interpreter; see `import_cost.py`.",
+        ("import_cost.py",),
+    ),
+    "estimates": Section(
+        "How good the estimates are",
+        "Private memory over the file's size; see `estimates.py`.",
+        (
+            "estimates.py --size 128MiB --formats pickle,joblib,npy,npz,onnx,safetensors,gguf",
+            "estimates.py --size 128MiB --formats torch,lightgbm,xgboost,keras,savedmodel",
+        ),
+    ),
     "memray": Section(
         "What memray counts",
         "Maps told apart from the heap; see `memray_session.py`, which also draws the flame graphs.",
