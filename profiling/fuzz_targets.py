@@ -181,6 +181,7 @@ TARGETS: dict[str, Target] = {
         ("detect",),
         _detect,
         _LZMA_BYTES,
+        passes=16,  # each recogniser looks for itself
     ),
 }
 """By name. A walker that is not written yet is not here."""

@@ -67,8 +67,8 @@ def memory_bound(target: Target, data: bytes) -> int:
 
 
 def reading_bound(target: Target, data: bytes) -> int:
-    """How many bytes may be read while `data` is walked: all of it a few times, and a few small windows in vain."""
-    return target.passes * len(data) + 2 * KIB
+    """How many bytes may be read while `data` is walked: all of it a few times, and a few small windows in vain, twice."""
+    return target.passes * len(data) + 4 * KIB
 
 
 class CountedFile(io.BytesIO):
