@@ -10,6 +10,7 @@ Which unpickler reads a file is decided by what the file is made of, which its f
 from __future__ import annotations
 
 import pickle
+import sys
 from typing import Any, BinaryIO, ClassVar
 
 from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
@@ -45,6 +46,14 @@ class PickleBinarizer(FormatBinarizer):
     format = Format.PICKLE
     deliveries = (Delivery.VIEW, Delivery.PATH, Delivery.STREAM, Delivery.BYTES)
     options: ClassVar[frozenset[str]] = frozenset({"encoding", "errors", "fix_imports", "buffers"})
+
+    @classmethod
+    def prepare(cls) -> None:
+        # What leaves arrays in the file imports NumPy: not for a process that has done without so far, and not later for others.
+        if "numpy" in sys.modules:
+            from mlup_stream.ml.binarization import placing, unpickler
+
+            del placing, unpickler
 
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
