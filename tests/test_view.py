@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -167,3 +168,31 @@ def test_a_handle_unpacks_like_the_named_tuple_that_it_was(path: Path) -> None:
     raw_data, where = LoadedFile(b"abc", str(path))
     assert (raw_data, where) == (b"abc", str(path))
     assert LoadedFile(b"abc")[0] == b"abc"
+
+
+@on_linux
+def test_only_what_stays_is_touched_ahead(tmp_path: Path) -> None:
+    """file(after) - file(before) = what arrays were left in the file, not what was copied out of it."""
+    numpy = pytest.importorskip("numpy", reason="the arrays")
+    path = tmp_path / "model.pckl"
+    # Keys of different lengths move the arrays: some lie at a multiple of 8 bytes, some do not.
+    arrays = [numpy.arange(2 * MIB, dtype="f8") + index for index in range(4)]
+    path.write_bytes(pickle.dumps({"a" * (3 * index): array for index, array in enumerate(arrays)}, 5))
+    mapped_bytes, copied_bytes, touched_bytes = run_child(
+        """
+        import numpy
+        import mlup_stream as mlup
+        from mlup_stream.memory.meter import snapshot
+        up = mlup.UP(conf=mlup.Config(storage_type="disk", storage_kwargs={"path_to_files": path}, optimize="speed"))
+        up.ml.load()
+        up.ml.unload()
+        before = snapshot()
+        up.ml.load()
+        placement = up.ml.report.placement
+        answer([placement.mapped_bytes, placement.copied_bytes, snapshot().file_bytes - before.file_bytes])
+        """,
+        path=str(path),
+    )
+    assert mapped_bytes + copied_bytes == 64 * MIB
+    assert min(mapped_bytes, copied_bytes) > 0
+    assert mapped_bytes <= touched_bytes <= mapped_bytes + 2 * MIB

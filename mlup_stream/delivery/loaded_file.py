@@ -228,7 +228,7 @@ class LoadedFile:
     def touch_ahead(self) -> None:
         """Brings a mapped payload into memory before it is asked for; does nothing where none was left in the file."""
         if self._view is not None and self.placement is not None and self.placement.mapped_bytes:
-            self._view.touch_ahead()
+            self._view.touch_ahead(self.placement.parts)
 
     def release(self) -> tuple[str, ...]:
         """Lets go of the content, the view and its descriptor. Idempotent.

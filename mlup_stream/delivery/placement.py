@@ -16,11 +16,13 @@ class Placement:
         mapped_bytes: Payload that stays in the mapped file.
         copied_bytes: Payload that was copied into private memory.
         reasons: Why what was copied could not stay, one entry a reason.
+        parts: Where in the file that lies which stays, from and to (exclusive); None for anywhere in it.
     """
 
     mapped_bytes: int
     copied_bytes: int
     reasons: tuple[str, ...] = ()
+    parts: tuple[tuple[int, int], ...] | None = dataclasses.field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {"mapped_bytes": self.mapped_bytes, "copied_bytes": self.copied_bytes, "reasons": self.reasons}

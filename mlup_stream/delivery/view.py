@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import mmap
 import os
 import sys
 import weakref
+from collections.abc import Sequence
 from types import TracebackType
 from typing import BinaryIO
 
@@ -155,24 +157,29 @@ class View:
         if last > first and isinstance(mapped, mmap.mmap):
             mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
-    def touch_ahead(self) -> None:
-        """Brings the whole file into the page cache and into the maps that are in use: the first prediction waits for nothing.
+    def touch_ahead(self, parts: Sequence[tuple[int, int]] | None = None) -> None:
+        """Brings the file into the page cache and into the maps that are in use: the first prediction waits for nothing.
 
         Takes as long as reading the file where it is not cached. File pages only: on the copy-on-write map too, nothing becomes
         private before it is written to.
+
+        Args:
+            parts: From and to (exclusive), in bytes; None for all of it.
 
         Raises:
             ModelFileChanged: The file was truncated; touching a page beyond its end would have killed the process.
         """
         if self._file is None:
             return
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        chosen = [(0, self.size_bytes)] if parts is None else parts
+        for start, stop in chosen if hasattr(os, "posix_fadvise") else ():
+            os.posix_fadvise(self._file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
         if not sys.platform.startswith("linux"):
             return
-        for mapped in self._maps:
+        for mapped, (start, stop) in itertools.product(self._maps, chosen):
+            first = start // mmap.PAGESIZE * mmap.PAGESIZE
             try:
-                mapped.madvise(_POPULATE_READ)
+                mapped.madvise(_POPULATE_READ, first, stop - first)
             except OSError as error:
                 if error.errno == errno.EFAULT:
                     raise ModelFileChanged(

@@ -234,7 +234,8 @@ class Placer:
         reasons = [_said(because, count, size) for because, (count, size) in self._copied_because.items()]
         if not_aligned:
             reasons.append(_said(_NOT_ALIGNED_MAPPED, len(not_aligned), sum(not_aligned)))
-        return Placement(sum(mapped), self._copied_bytes, tuple(reasons))
+        parts = tuple((held.start, held.stop) for held in self._held.values())
+        return Placement(sum(mapped), self._copied_bytes, tuple(reasons), parts)
 
 
 def _said(reason: str, count: int, size_bytes: int) -> str:
