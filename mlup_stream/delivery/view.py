@@ -163,6 +163,10 @@ class View:
         Takes as long as reading the file where it is not cached. File pages only: on the copy-on-write map too, nothing becomes
         private before it is written to.
 
+        The order is the kernel's own: a cold file of 512 MiB took 0.33 s so, and 0.37 s with four or eight threads that read it.
+        Large pages are not asked for: they made no difference to a map of a file (Linux 6.18 on ext4, without
+        CONFIG_READ_ONLY_THP_FOR_FS), and for arrays of its own NumPy asks itself.
+
         Args:
             parts: From and to (exclusive), in bytes; None for all of it.
 
