@@ -32,7 +32,7 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.test
-	$(PIP) "torch==$(TORCH)"
+	$(PIP) "torch==$(TORCH)" onnxscript
 	@touch $@
 
 $(VENV)/.tensorflow: $(VENV)/.test
