@@ -35,6 +35,8 @@ IN_PLACE = (
     "onnx-external",
     "gguf",
 )
+_MOST_BYTES = {"onnx": 1920 * MIB}
+"""A message of protobuf ends before 2 GiB: larger models have external data."""
 HEADINGS = ("format", "model", "imports alone", "limit", "library's own call", "mlup_stream, auto")
 
 
@@ -47,7 +49,8 @@ def rows(arguments: argparse.Namespace, limiter: limiters.Limiter, folder: str) 
         bare_bytes = None
         for size_bytes in arguments.sizes:
             path = os.path.join(folder, f"model{case.suffix}")
-            common.call("formats:write", case=case.name, path=path, size_bytes=size_bytes)
+            written_bytes = min(size_bytes, _MOST_BYTES.get(case.name, size_bytes))
+            common.call("formats:write", case=case.name, path=path, size_bytes=written_bytes)
             try:
                 search = Search(arguments, path, case.format, limiter)
                 search.learn_the_answer()
