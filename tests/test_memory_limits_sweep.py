@@ -35,10 +35,8 @@ FORMATS = (
     "xgboost",
     "torch",
     "torchscript",
-    "keras",
-    "keras-h5",
-    "savedmodel",
 )
+"""Not Keras and SavedModel: twenty imports of TensorFlow in groups that hardly hold it take longer than all the rest."""
 
 SLOW = ("npz", "gguf", "lightgbm", "xgboost")
 """What goes the same way as one of the others, or takes seconds for each step: run by `make test-slow`."""
