@@ -58,7 +58,7 @@ def rows(arguments: argparse.Namespace, limiter: limiters.Limiter, folder: str) 
                     bare_bytes = search.run(IMPORTS)["limit_bytes"]
                 limit_bytes = bare_bytes + arguments.room
                 told = [_told(search.fits(way, limit_bytes)) for way in (LIBRARY, "auto")]
-                sizes = [f"{each / MIB:.0f} MiB" for each in (common.size_of(path), bare_bytes, limit_bytes)]
+                sizes = [f"{each / MIB:.0f} MiB" for each in (common.size_of(folder), bare_bytes, limit_bytes)]
                 yield [case.name, *sizes, *told]
             finally:
                 for each in os.listdir(folder):
