@@ -15,6 +15,7 @@ from models import KINDS, each_of, installed, need
 
 import mlup_stream as mlup
 from mlup_stream import errors
+from mlup_stream.constants import LoadedFile
 
 SMALL_BYTES = 64 * 1024
 
@@ -140,6 +141,21 @@ def test_garbage_under_a_right_name(tmp_path: Path, whole: bytes, kind: str, not
     with pytest.raises(errors.ModelBinarizationError) as failed_too:
         mlup.load(path, binarization_type=BINARIZERS[kind])
     assert str(path) in str(failed_too.value)
+
+
+@pytest.mark.parametrize("kind", each_of(ONE_FILE))
+def test_a_file_object_is_loaded_whatever_was_looked_at_before(tmp_path: Path, whole: bytes, kind: str) -> None:
+    """A storage may give an open file: detection and estimates leave it where it stood, and the load finds all of it."""
+    path = _written(tmp_path / KINDS[kind].file_name, whole)
+    with path.open("rb") as file:
+
+        class Storage:
+            def load(self) -> list[LoadedFile]:
+                return [LoadedFile(file)]
+
+        up = mlup.UP(conf=mlup.Config(storage_type=Storage))
+        assert up.ml.load().model_obj is not None
+        up.ml.unload()
 
 
 @pytest.mark.parametrize("kind", each_of(ONE_FILE))

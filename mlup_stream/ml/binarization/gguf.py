@@ -88,8 +88,7 @@ class GgufBinarizer(FormatBinarizer):
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
         try:
             if loaded_file.has_content or loaded_file.path is None:
-                with loaded_file.open() as file:
-                    payload_bytes, objects_bytes, files = *_sizes(read_header(file, loaded_file.name)), 1
+                payload_bytes, objects_bytes, files = *_sizes(loaded_file.look(read_header)), 1
             else:
                 identity = FileIdentity.of(checked_stat(loaded_file.path))
                 payload_bytes, objects_bytes, files = _sizes_of_model(loaded_file.path, identity)

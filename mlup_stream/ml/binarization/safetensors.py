@@ -189,13 +189,15 @@ def _is_index(given: Any) -> bool:
 
 def _parts(loaded: LoadedFile) -> list[tuple[str, Header]]:
     """The headers of the file, or of the files that the index lists."""
-    given: Any = loaded.path if not loaded.has_content and loaded.path is not None else loaded.open()
-    with contextlib.ExitStack() as stack:
-        if hasattr(given, "read"):
-            stack.enter_context(given)
-        if not _is_index(given):
-            return [(loaded.name, read_header(given, loaded.name))]
+    header = loaded.look(_header)
+    if header is not None:
+        return [(loaded.name, header)]
     return [(path, read_header(path)) for path, _ in _shards(loaded)]
+
+
+def _header(file: BinaryIO, name: str) -> Header | None:
+    """None of an index."""
+    return None if _is_index(file) else read_header(file, name)
 
 
 def _shards(loaded: LoadedFile) -> list[tuple[str, tuple[str, ...]]]:

@@ -28,7 +28,7 @@ from mlup_stream.formats.saved_model import read_folder
 from mlup_stream.memory.allocator import large_blocks_given_back
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
-from mlup_stream.ml.binarization.keras_reading import datasets, from_hdf5, from_zip, open_weights, parts
+from mlup_stream.ml.binarization.keras_reading import Datasets, datasets, from_hdf5, from_zip, open_weights, parts
 from mlup_stream.units import KIB, MIB
 
 __all__ = ["TensorFlowBinarizer", "TensorFlowSavedBinarizer"]
@@ -73,11 +73,7 @@ class TensorFlowBinarizer(FormatBinarizer):
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
         try:
-            with contextlib.ExitStack() as stack:
-                file = stack.enter_context(_opened(loaded_file))
-                if not _is_hdf5(file):
-                    file = stack.enter_context(open_weights(file, loaded_file.name))
-                found = datasets(file)
+            found = loaded_file.look(_datasets)
         except (LoadError, OSError, RuntimeError):  # RuntimeError: h5py, of a structure that contradicts itself
             return None  # the load will say what is wrong
         settled_bytes = found.total_bytes + _VARIABLE_BYTES * found.arrays + _FIRST_USE_BYTES
@@ -210,10 +206,10 @@ def _is_hdf5(file: BinaryIO) -> bool:
     return head == HDF5_MAGIC
 
 
-def _opened(loaded: LoadedFile) -> Any:
-    if loaded.has_content or loaded.path is None:
-        return loaded.open()
-    return open_stream(loaded.path, drop_behind=False, window_bytes=_WINDOW_BYTES)
+def _datasets(file: BinaryIO, name: str) -> Datasets:
+    """The arrays of the HDF5 file, or of the one in the zip."""
+    with contextlib.ExitStack() as stack:
+        return datasets(file if _is_hdf5(file) else stack.enter_context(open_weights(file, name)))
 
 
 @contextlib.contextmanager
