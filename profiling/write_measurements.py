@@ -96,8 +96,9 @@ SECTIONS = {
     ),
     "imports": Section(
         "What importing costs",
-        "Above a bare interpreter; see `import_cost.py`.",
-        ("import_cost.py",),
+        "`mlup_stream` itself, above a bare interpreter; and each framework, beside what it is said to take before it is imported."
+        " See `import_cost.py` and `framework_imports.py`.",
+        ("import_cost.py", "framework_imports.py"),
     ),
     "estimates": Section(
         "How good the estimates are",

@@ -28,6 +28,8 @@ from mlup_stream.cli.fresh_process import ChildFailed
 from mlup_stream.ml.binarization.registry import binarizer_class
 
 RUN = "import sys; from mlup_stream.cli.main import main; sys.argv[0] = 'mlup-stream'; main()"
+HEEDS_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+"""What a shell starts in the background ignores SIGINT, and so do its children: the test must not depend on who started it."""
 
 
 @pytest.fixture
@@ -189,7 +191,7 @@ def test_a_size_that_is_none_is_refused(size: str) -> None:
 def test_an_interrupted_demo_leaves_nothing(number: int, temporary: Path) -> None:
     """Ctrl-C and SIGTERM end the demo and its child, and its folder is gone."""
     with subprocess.Popen(
-        [sys.executable, "-c", RUN, "demo", "--size", "64MiB"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", HEEDS_SIGINT + RUN, "demo", "--size", "64MiB"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         try:
             deadline = time.monotonic() + 60

@@ -78,7 +78,7 @@ MEASURE_BARE = (
     + """
 import mlup_stream.ml.plan, mlup_stream.ml.binarization.detection, mlup_stream.memory.reclaim
 loaded = up.ml._find()
-mlup_stream.ml.plan.choose_binarizer(loaded, conf)
+mlup_stream.ml.plan.choose_binarizer(loaded, conf, mlup.MemoryGovernor())
 loaded.release()
 mlup_stream.memory.reclaim.give_back()
 group = memory_cgroups()[0] if memory_cgroups() else None

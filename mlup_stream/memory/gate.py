@@ -13,7 +13,7 @@ from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.memory.limit import Counts, Limit
 from mlup_stream.units import KIB, MIB, format_bytes
 
-__all__ = ["Choice", "Weighed", "admit", "overhead_bytes", "weigh"]
+__all__ = ["Choice", "Weighed", "admit", "admit_import", "overhead_bytes", "weigh"]
 
 _WORST_GROWTH = 10
 """How many times its size a load was seen to take (a pickle of small objects): with that much room nobody needs a warning."""
@@ -151,6 +151,28 @@ def admit(
         raise _refusal(candidates, considered, name)
     reason = "" if chosen is first else f"{first.delivery} {first.why}"
     return Choice(chosen, reason, _warning(chosen, name), considered)
+
+
+def admit_import(libraries: tuple[str, ...], estimate: Estimate, room: Available, *, name: str = "the model") -> None:
+    """Lets `libraries` be imported if what that takes fits.
+
+    Raises:
+        MemoryBudgetExceeded: It does not: `needed_bytes`, `available_bytes` and `limit`.
+    """
+    weighed = _weigh("import", estimate, room)
+    if weighed.fits or weighed.limit is None:
+        return
+    limit = weighed.limit
+    enough_bytes = limit.used_bytes + (weighed.needed_bytes or 0)
+    raise MemoryBudgetExceeded(
+        f"{name}: importing {', '.join(libraries)} alone needs {_size(weighed.needed_bytes)} of {limit.counts.value},"
+        f" {_size(weighed.available_bytes)} is left of {limit}; it takes {limit.name} at {_size(enough_bytes)} or more,"
+        " and what the model needs on top",
+        needed_bytes=weighed.needed_bytes,
+        available_bytes=weighed.available_bytes,
+        limit=limit,
+        enough_bytes=enough_bytes,
+    )
 
 
 def _warning(chosen: Weighed, name: str) -> str:

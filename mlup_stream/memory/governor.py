@@ -17,15 +17,16 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
 from mlup_stream.errors import ConfigError, MemoryBudgetExceeded
+from mlup_stream.memory import imports
 from mlup_stream.memory.budget import Available, Budget, available
 from mlup_stream.memory.cgroup import memory_cgroups
 from mlup_stream.memory.estimate import Certainty, Estimate, by_size
-from mlup_stream.memory.gate import Choice, Weighed, admit, weigh
+from mlup_stream.memory.gate import Choice, Weighed, admit, admit_import, weigh
 from mlup_stream.memory.learned import LearnedStore, LoadKey, Measured, refined
 from mlup_stream.memory.limit import Counts, Limit
 from mlup_stream.memory.meter import snapshot
@@ -146,6 +147,32 @@ class MemoryGovernor:
             hard = Limit("RLIMIT_DATA", "memory_limit='hard'", used_bytes + room.bytes, used_bytes, Counts.DATA)
             room = Available.of((*room.limits, hard))
         return room
+
+    @contextlib.contextmanager
+    def importing(self, modules: Iterable[str], *, name: str = "the model") -> Iterator[None]:
+        """Admits what importing `modules` takes, before the block that does it, and remembers what it took.
+
+        A budget in bytes is for models: it begins to count after the block.
+
+        Args:
+            modules: Dotted names; those of libraries that nothing is known of are admitted.
+            name: What they are imported for, for messages.
+
+        Raises:
+            MemoryBudgetExceeded: There is less memory than the import takes; nothing has been imported.
+        """
+        roots = imports.to_import(modules)
+        if not roots:
+            yield
+            return
+        if self.budget.enforced:
+            room = available(dataclasses.replace(self.budget, limit_bytes=None), root=self._root, groups=self._groups)
+            admit_import(roots, imports.estimate_of(roots, self.learned), room, name=name)
+        before_bytes = _private_bytes()
+        yield
+        taken_bytes = max(0, _private_bytes() - before_bytes)
+        self._private_at_start_bytes += taken_bytes
+        imports.record(roots, taken_bytes, self.learned)
 
     def weigh(self, estimates: Mapping[str, Estimate | None], **load: Any) -> tuple[Weighed, ...]:
         """Each delivery against every limit, nothing admitted: the rows of `mlup-stream plan`.

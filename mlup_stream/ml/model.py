@@ -100,8 +100,8 @@ class MLupModel:
                 size_bytes = loaded.size_bytes
                 if self.conf.snapshot:
                     loaded.take_snapshot()
-                binarizer = choose_binarizer(loaded, self.conf)
                 with self._governor() as governor:
+                    binarizer = choose_binarizer(loaded, self.conf, governor)
                     plan = plan_load(loaded, binarizer, self.conf, governor, freed_bytes=self._kept_bytes())
                     self._let_go()
                     model, memory = _build(plan, loaded, governor)
@@ -119,7 +119,7 @@ class MLupModel:
         with self._lock, nothing_left_behind() as releases:
             loaded = self._find()
             releases.append(loaded.release)
-            rows = weigh_load(loaded, choose_binarizer(loaded, self.conf), self.conf, governor)
+            rows = weigh_load(loaded, choose_binarizer(loaded, self.conf, governor), self.conf, governor)
             loaded.release()
             return rows
 

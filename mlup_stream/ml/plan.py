@@ -5,6 +5,8 @@ Made from what the storage handed over, a few hundred bytes of the file and its 
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,7 @@ from mlup_stream.errors import ConfigError
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.memory.gate import Weighed
 from mlup_stream.memory.governor import Admission, MemoryGovernor
+from mlup_stream.ml.binarization.base import BaseBinarizer
 from mlup_stream.ml.binarization.registry import AUTO, binarization_type_of, binarizer_class
 
 __all__ = ["LoadPlan", "choose_binarizer", "plan_load", "weigh_load"]
@@ -56,14 +59,15 @@ class LoadPlan:
         return self.binarizer.deserialize(loaded, **self.options)
 
 
-def choose_binarizer(loaded: LoadedFile, conf: Config) -> type[Any]:
+def choose_binarizer(loaded: LoadedFile, conf: Config, governor: MemoryGovernor) -> type[Any]:
     """The binarizer for `loaded`, its library imported; what detection found is written to `conf.binarization_type`.
 
-    The import comes before anything is measured: a framework's memory is not the model's.
+    The import comes before anything is measured: a framework's memory is not the model's. It has to fit all the same.
 
     Raises:
         FormatNotRecognizedError, AmbiguousFormatError: `binarization_type="auto"` and the content does not tell.
         MissingDependencyError: The format's library is not installed.
+        MemoryBudgetExceeded: There is less memory than importing it takes.
     """
     if loaded.is_model:
         conf.binarization_type = BinarizationType.MEMORY
@@ -74,10 +78,18 @@ def choose_binarizer(loaded: LoadedFile, conf: Config) -> type[Any]:
         conf.binarization_type = binarization_type_of(detect(loaded))
         logger.debug("%s: recognised as %s", loaded.name, conf.binarization_type.name)
     binarizer = binarizer_class(conf.binarization_type)
-    prepare_for = getattr(binarizer, "prepare_for", None)
-    if prepare_for is not None:
-        prepare_for(conf.binarization_kwargs)
+    if issubclass(binarizer, BaseBinarizer):
+        _prepare(binarizer, loaded, conf.binarization_kwargs, governor)
     return binarizer
+
+
+def _prepare(binarizer: type[BaseBinarizer], loaded: LoadedFile, options: dict[str, Any], governor: MemoryGovernor) -> None:
+    named = binarizer.named_modules(loaded)
+    with governor.importing((*binarizer.libraries_for(options), *named), name=loaded.name):
+        for module in named:
+            with contextlib.suppress(Exception):  # the load will say what cannot be imported, if it is needed at all
+                importlib.import_module(module)
+        binarizer.prepare_for(options)
 
 
 def plan_load(

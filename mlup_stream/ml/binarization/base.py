@@ -30,6 +30,8 @@ class BaseBinarizer(metaclass=abc.ABCMeta):
 
     deliveries: ClassVar[tuple[Delivery, ...]] = (Delivery.PATH, Delivery.BYTES)
     """The deliveries that it accepts, the cheapest in memory first."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """The modules that `prepare` imports, so that what their import takes can be weighed before."""
 
     @classmethod
     @abc.abstractmethod
@@ -58,6 +60,16 @@ class BaseBinarizer(metaclass=abc.ABCMeta):
     def prepare_for(cls, options: dict[str, Any]) -> None:
         """The same for a load with these `binarization_kwargs`, which may ask for more than the default."""
         cls.prepare()
+
+    @classmethod
+    def libraries_for(cls, options: dict[str, Any]) -> tuple[str, ...]:
+        """What `prepare_for` imports with these `binarization_kwargs`."""
+        return cls.libraries
+
+    @classmethod
+    def named_modules(cls, loaded_file: LoadedFile) -> tuple[str, ...]:
+        """The modules of well-known libraries that the file itself asks for, beside those; a pickle names its classes'."""
+        return ()
 
 
 class FormatBinarizer(BaseBinarizer):

@@ -77,6 +77,7 @@ class GgufBinarizer(FormatBinarizer):
     """A `GgufModel`. Arrays of a view or of `bytes` are read-only unless `mapping="copy-on-write"`."""
 
     format = Format.GGUF
+    libraries = ("numpy", "gguf")
     deliveries = (Delivery.VIEW, Delivery.PATH, Delivery.STREAM, Delivery.BYTES)
 
     @classmethod

@@ -44,6 +44,7 @@ class JoblibBinarizer(PickleBinarizer):
     """
 
     format = Format.JOBLIB
+    libraries = ("numpy",)
     options: ClassVar[frozenset[str]] = frozenset({"ensure_native_byte_order"})
 
     @classmethod
@@ -52,6 +53,11 @@ class JoblibBinarizer(PickleBinarizer):
         # Not part of what the load costs.
         import mlup_stream.ml.binarization.joblib_unpickler
         import mlup_stream.ml.binarization.unpacking  # noqa: F401
+
+    @classmethod
+    def named_modules(cls, loaded_file: LoadedFile) -> tuple[str, ...]:
+        # Its files are read without it; a model that has something of joblib's in it imports it itself.
+        return tuple(module for module in super().named_modules(loaded_file) if module.partition(".")[0] != "joblib")
 
     @classmethod
     def prepare_for(cls, options: dict[str, Any]) -> None:

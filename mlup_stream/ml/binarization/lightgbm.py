@@ -20,11 +20,16 @@ from mlup_stream.formats.lightgbm import walk
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.ml.binarization.one_thread import lightgbm_alone
+from mlup_stream.units import MIB
 
 __all__ = ["LightGBMBinarizer"]
 
 # Over the size of the text, on trees of 31 to 4000 leaves: measured 1.66 to 1.88 and 0.58 to 0.66.
 _PEAK, _SETTLED = 2.0, 0.75
+# LightGBM reads a path through two buffers of this size, the second for what the first does not hold, beside the text: files of
+# 1 to 32 MiB took their size and 16 to 33 MiB.
+_READ_BUFFER_BYTES = 16 * MIB
+_FIRST_USE_BYTES = 1 * MIB
 _LAST_LINE = b"\npandas_categorical:"
 
 
@@ -32,6 +37,7 @@ class LightGBMBinarizer(FormatBinarizer):
     """A `lightgbm.Booster`."""
 
     format = Format.LIGHTGBM
+    libraries = ("lightgbm",)
     deliveries = (Delivery.PATH, Delivery.BYTES)
 
     @classmethod
@@ -41,9 +47,16 @@ class LightGBMBinarizer(FormatBinarizer):
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
         size_bytes = loaded_file.size_bytes
-        # The copy of `bytes` is the text that LightGBM reads: no second one is made.
+        peak_bytes, settled_bytes = int(_PEAK * size_bytes), int(_SETTLED * size_bytes)
+        if delivery is Delivery.PATH and not loaded_file.has_content:
+            buffers = 1 if size_bytes <= _READ_BUFFER_BYTES else 2
+            peak_bytes = max(peak_bytes, size_bytes + buffers * _READ_BUFFER_BYTES)
+        # Otherwise the copy of `bytes` is the text that LightGBM reads: no second one is made.
         return Estimate.private(
-            int(_PEAK * size_bytes), int(_SETTLED * size_bytes), certainty=Certainty.CONSERVATIVE, why="the size of the text"
+            peak_bytes + _FIRST_USE_BYTES,
+            settled_bytes + _FIRST_USE_BYTES,
+            certainty=Certainty.CONSERVATIVE,
+            why="the size of the text",
         )
 
     @classmethod

@@ -17,10 +17,12 @@ from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.view import View
-from mlup_stream.errors import CorruptModelError, MissingClassError, MLupError
+from mlup_stream.errors import CorruptModelError, LoadError, MissingClassError, MLupError
 from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.pickle import PickleStructure, scan, walk
+from mlup_stream.formats.pickle_libraries import named_modules
 from mlup_stream.memory.estimate import Estimate
+from mlup_stream.memory.imports import KNOWN
 from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.ml.binarization.collector import collector_paused
 from mlup_stream.ml.binarization.pickle_input import CheckedFile, FindsClasses
@@ -54,6 +56,13 @@ class PickleBinarizer(FormatBinarizer):
             from mlup_stream.ml.binarization import placing, unpickler
 
             del placing, unpickler
+
+    @classmethod
+    def named_modules(cls, loaded_file: LoadedFile) -> tuple[str, ...]:
+        try:
+            return loaded_file.look(_named_libraries)
+        except (LoadError, OSError):
+            return ()  # the load will say what is wrong
 
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
@@ -102,6 +111,10 @@ class PickleBinarizer(FormatBinarizer):
         # Opcodes that do not fit together raise anything (an int is called, None is appended to); so does a class of the model
         # that does not like its state, which is no damage of the file.
         return isinstance(error, (EOFError, pickle.UnpicklingError)) or is_of_unpickler(error)
+
+
+def _named_libraries(file: BinaryIO, name: str) -> tuple[str, ...]:
+    return named_modules(file, KNOWN)
 
 
 def _is_mostly_payload(structure: PickleStructure, loaded: LoadedFile) -> bool:

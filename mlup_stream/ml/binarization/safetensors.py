@@ -54,6 +54,10 @@ class SafetensorsBinarizer(FormatBinarizer):
         _arrays(options.get("framework", "numpy"), "safetensors")
 
     @classmethod
+    def libraries_for(cls, options: dict[str, Any]) -> tuple[str, ...]:
+        return (str(options.get("framework", "numpy")),)
+
+    @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
         try:
             headers = [header for _, header in _parts(loaded_file)]

@@ -71,6 +71,10 @@ class TensorFlowBinarizer(FormatBinarizer):
             require("h5py", "Keras models")
 
     @classmethod
+    def libraries_for(cls, options: dict[str, Any]) -> tuple[str, ...]:
+        return (os.environ.get("KERAS_BACKEND") or "tensorflow", "keras", "h5py")
+
+    @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
         try:
             found = loaded_file.look(_datasets)
@@ -151,6 +155,7 @@ class TensorFlowSavedBinarizer(FormatBinarizer):
     """
 
     format = Format.SAVED_MODEL
+    libraries = ("tensorflow",)
     deliveries = (Delivery.PATH,)
     options: ClassVar[frozenset[str]] = frozenset({"tags"})
 

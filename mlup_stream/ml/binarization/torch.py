@@ -54,6 +54,7 @@ _SAYS_NOT_ADMITTED = ("Weights only", "Unsupported global", "Unsupported class",
 class _TorchFormat(FormatBinarizer):
     """What the two have in common."""
 
+    libraries = ("torch",)
     options: ClassVar[frozenset[str]] = frozenset({"map_location"})
     corrupt = (*FormatBinarizer.corrupt, pickle.UnpicklingError, AssertionError, IndexError, KeyError, TypeError)
 

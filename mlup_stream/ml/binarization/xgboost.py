@@ -49,6 +49,7 @@ class XGBoostBinarizer(FormatBinarizer):
     """What `Booster.save_model` wrote. Trees live in the library's own memory: nothing can stay in the file."""
 
     format = Format.XGBOOST
+    libraries = ("xgboost",)
     deliveries = (Delivery.PATH, Delivery.BYTES)
     options = frozenset({"params"})
 
