@@ -96,7 +96,7 @@ SECTIONS = {
     ),
     "imports": Section(
         "What importing costs",
-        "`mlup_stream` itself, above a bare interpreter; and each framework, beside what it is said to take before it is imported."
+        "`mlup_stream`, above a bare interpreter; and each framework, beside what it is said to take before it is imported."
         " See `import_cost.py` and `framework_imports.py`.",
         ("import_cost.py", "framework_imports.py"),
     ),

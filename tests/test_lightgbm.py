@@ -18,8 +18,9 @@ from measured import SLACK_BYTES, measure_load
 from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import ConfigError, CorruptModelError
-from mlup_stream.formats.lightgbm import are_children, read_header, walk
-from mlup_stream.ml.binarization.lightgbm import LightGBMBinarizer, _are_children
+from mlup_stream.formats.lightgbm import Checks, read_header, walk
+from mlup_stream.ml.binarization.lightgbm import LightGBMBinarizer
+from mlup_stream.ml.binarization.lightgbm_checks import ArrayChecks
 from mlup_stream.units import MIB
 
 lightgbm = pytest.importorskip("lightgbm", reason="trains and loads the models")
@@ -176,9 +177,10 @@ def test_an_endless_line_is_not_read_whole() -> None:
     assert raw.read_bytes <= 65 * MIB
 
 
-def test_the_fast_check_of_children_is_the_slow_one() -> None:
-    """Both functions agree on trees and on what is not quite one."""
+def test_the_fast_check_of_children_is_the_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both agree on trees and on what is not quite one, in lists of any length."""
     source = random.Random(0)
+    monkeypatch.setattr("mlup_stream.ml.binarization.lightgbm_checks._FROM_BYTES", 0)
     for _ in range(300):
         leaves = source.randrange(2, 9)
         below = [*range(1, leaves - 1), *range(-leaves, 0)]
@@ -186,7 +188,45 @@ def test_the_fast_check_of_children_is_the_slow_one() -> None:
         if source.random() < 0.5:
             below[source.randrange(len(below))] = source.randrange(-leaves - 1, leaves + 1)
         left, right = (" ".join(map(str, half)).encode() for half in (below[: leaves - 1], below[leaves - 1 :]))
-        assert _are_children(left, right, leaves) == are_children(left, right, leaves)
+        assert ArrayChecks().are_children(left, right, leaves) == Checks().are_children(left, right, leaves)
+
+
+def test_ordinary_trees_are_checked_together(texts: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What LightGBM writes for the commonest models passes in blocks: otherwise each small tree takes ten times as long."""
+    import mlup_stream.formats.lightgbm as walker
+
+    for kind in ("regression", "several classes", "dart"):
+        with monkeypatch.context() as patch:
+            patch.setattr(walker, "_tree", lambda *_: pytest.fail("a tree was walked line by line"))
+            walk(io.BytesIO(texts[kind].encode()), kind, ArrayChecks())
+
+
+def outcome_of(data: bytes, checks: Checks | None) -> Any:
+    try:
+        return walk(io.BytesIO(data), "model.txt", checks)
+    except CorruptModelError:
+        return None
+
+
+def test_the_fast_walk_accepts_what_the_slow_one_accepts(texts: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 3000 damaged models of every kind, and with blocks of one tree and of many: the same result, or none."""
+    source = random.Random(1)
+    alphabet = b"0123456789-+.eE =\n\r\x00x"
+    for _ in range(3000):
+        data = bytearray(texts[source.choice(KINDS)].encode())
+        begin = data.index(b"tree_sizes")
+        for _ in range(source.randrange(1, 4)):
+            place = source.randrange(begin, len(data))
+            kind = source.randrange(3)
+            if kind == 0:
+                data[place] = source.choice(alphabet)
+            elif kind == 1:
+                del data[place : place + source.randrange(1, 4)]
+            else:
+                data[place:place] = bytes(source.choice(alphabet) for _ in range(source.randrange(1, 4)))
+        with monkeypatch.context() as patch:
+            patch.setattr("mlup_stream.ml.binarization.lightgbm_checks._BLOCK_BYTES", source.choice([1, 900, 1500, 256 * 1024]))
+            assert outcome_of(bytes(data), ArrayChecks()) == outcome_of(bytes(data), None)
 
 
 def test_mutations_do_not_end_the_process(texts: dict[str, str]) -> None:

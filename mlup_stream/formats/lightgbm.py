@@ -12,20 +12,21 @@ constructor from text). Peak memory: the lines of one tree, and its children's i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
 from mlup_stream.errors import CorruptModelError
 from mlup_stream.units import MIB
 
-__all__ = ["LightGBMModel", "are_children", "read_header", "walk"]
+__all__ = ["CHARACTERS", "Checks", "LightGBMModel", "read_header", "walk"]
 
 _MAX_LINE_BYTES = 64 * MIB
 """A list of a tree with millions of leaves. A longer line is no LightGBM model."""
 
 _MAX_CLASSES = 1_000_000
-_CHARACTERS = b"0123456789+-.eE "
+CHARACTERS = b"0123456789+-.eE "
+"""Of a list of numbers."""
+_EVEN_DIGITS = b"02468 "
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _NUMBER = re.compile(rb"[-+]?(?:inf|nan|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)")
 _PARAMETER = re.compile(rb"\[\w+: [^\x00-\x1f]*\]")
@@ -38,9 +39,6 @@ _BY_NODE = frozenset(
 _BY_LEAF = frozenset(b"leaf_value leaf_weight leaf_count leaf_const num_features".split())
 _LISTS = _BY_NODE | _BY_LEAF | frozenset(b"cat_boundaries cat_threshold leaf_features leaf_coeff".split())
 _NEEDED_BY_NODES = (b"split_feature", b"threshold", b"left_child", b"right_child")
-
-
-AreChildren = Callable[[bytes, bytes, int], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +75,28 @@ def read_header(file: BinaryIO, name: str) -> LightGBMModel:
     return model
 
 
-def walk(file: BinaryIO, name: str, are_children: AreChildren | None = None) -> LightGBMModel:
+def walk(file: BinaryIO, name: str, checks: Checks | None = None) -> LightGBMModel:
     """The same, after every line of the model has been checked.
 
     Args:
         file: From where it stands.
         name: What to call it in a message.
-        are_children: A faster function than the one below, which is most of the work.
+        checks: Faster ones than those below, which are most of the work.
 
     Raises:
         CorruptModelError: It is cut off, or something in it would make LightGBM read what is not there.
     """
-    lines = _Lines(file, name, are_children)
+    lines = _Lines(file, name, checks)
     model, line = _header(lines)
-    trees = 0
+    trees = slowly_until = 0
     while line.startswith(b"Tree="):
         begins = lines.position - len(line)
+        if trees >= slowly_until:
+            good, slowly_until = lines.pass_good_trees(begins, trees, model)
+            if good:
+                trees += good
+                line = lines.next()
+                continue
         line = _tree(lines, line, trees, model)
         size_bytes = lines.position - len(line) - begins
         if model.tree_sizes is not None and (trees >= len(model.tree_sizes) or size_bytes != model.tree_sizes[trees]):
@@ -109,14 +113,67 @@ def walk(file: BinaryIO, name: str, are_children: AreChildren | None = None) -> 
     )
 
 
+class Checks:
+    """What is asked of the lists of a tree, each as its text: numbers with one space between."""
+
+    def good_trees(self, file: BinaryIO, first: int, model: LightGBMModel) -> tuple[int, int]:
+        """Goes on from tree `first`, where the file stands, over as many trees at once as it likes.
+
+        Returns:
+            How many trees were looked at, and how many bytes they have if nothing is wrong with any of them; otherwise 0: they
+            are then walked one by one, which tells what it is, or that it is only unusual.
+        """
+        return 0, 0
+
+    def are_numbers(self, value: bytes, count: int) -> bool:
+        """Whether these are `count` numbers, each of which begins with a digit: what LightGBM reads to its end.
+
+        It looks at no number by itself. False also for infinity and where there are more spaces.
+        """
+        if value.translate(None, CHARACTERS):
+            return False
+        zeros = value.translate(_DIGITS_TO_ZERO)
+        return zeros.count(b" 0") + zeros.count(b" -0") + zeros.startswith((b"0", b"-0")) == count
+
+    def range_of(self, value: bytes) -> tuple[int, int]:
+        """The lowest and the highest of whole numbers, of which there are few different ones.
+
+        Raises:
+            ValueError: They are something else.
+        """
+        found = set(map(int, set(value.split())))
+        return min(found), max(found)
+
+    def any_odd(self, value: bytes) -> bool:
+        """Whether one of some whole numbers is odd, with the same error."""
+        if not value.translate(None, _EVEN_DIGITS):
+            return False
+        return any(number & 1 for number in set(map(int, set(value.split()))))
+
+    def are_children(self, left: bytes, right: bytes, leaves: int) -> bool:
+        """Whether every leaf and every node but the root lies below exactly one node, with the same error.
+
+        Then whoever goes down from the root arrives at a leaf. Nodes count from 0, which is the root; leaves from -1 down.
+        """
+        found = list(map(int, left.split())) + list(map(int, right.split()))
+        nodes = leaves - 1
+        return (
+            len(found) == len(set(found)) == 2 * nodes
+            and 0 not in found
+            and min(found) == -leaves
+            and max(found) == (nodes - 1 if nodes > 1 else -1)
+        )
+
+
 class _Lines:
     """A file line by line, with the place and a bound."""
 
-    def __init__(self, file: BinaryIO, name: str, function: AreChildren | None = None) -> None:
+    def __init__(self, file: BinaryIO, name: str, checks: Checks | None = None) -> None:
         self._file = file
         self._name = name
+        self._start = file.tell() if file.seekable() else None
         self.position = 0
-        self.are_children = function or are_children
+        self.checks = checks or Checks()
 
     def next(self) -> bytes:
         """The next line with its newline; empty at the end of the file."""
@@ -127,6 +184,22 @@ class _Lines:
         if b"\0" in line:
             raise self.corrupt("text", "a zero byte, at which LightGBM would take it to end")
         return line
+
+    def pass_good_trees(self, position: int, first: int, model: LightGBMModel) -> tuple[int, int]:
+        """Passes many trees at once, from `position` on, where tree `first` begins.
+
+        Returns:
+            How many were passed, and the tree before which that need not be tried again.
+        """
+        if self._start is None:
+            return 0, first + 1
+        self._file.seek(self._start + position)
+        looked, size_bytes = self.checks.good_trees(self._file, first, model)
+        good = looked if size_bytes else 0
+        if good:
+            self.position = position + size_bytes
+        self._file.seek(self._start + self.position)
+        return good, first + max(looked, 1)
 
     def corrupt(self, expected: str, found: str) -> CorruptModelError:
         return CorruptModelError(
@@ -223,42 +296,19 @@ def _check_lists(lines: _Lines, tree: _Tree) -> None:
     for key in (b"leaf_value", *(_NEEDED_BY_NODES if tree.nodes else ())):
         if not tree.values.get(key):
             raise lines.corrupt(f"{key.decode()} in tree {tree.number}", "none")
-    for key in _LISTS & tree.values.keys():
-        value = tree.values[key]
-        count = value.count(b" ") + 1 if value else 0
-        if not (_are_numbers(value, count) or all(_NUMBER.fullmatch(each) for each in value.split())):
-            raise lines.corrupt(f"numbers in {key.decode()} of tree {tree.number}", "something else")
+    lists = [(key, tree.values[key]) for key in tree.values if key in _LISTS]
+    counts = [value.count(b" ") + 1 if value else 0 for _, value in lists]
+    # All in one: a call for each list of a small tree would take longer than the work.
+    if not lines.checks.are_numbers(b" ".join(value for _, value in lists if value), sum(counts)):
+        for key, value in lists:
+            if not all(_NUMBER.fullmatch(each) for each in value.split()):
+                raise lines.corrupt(f"numbers in {key.decode()} of tree {tree.number}", "something else")
+    for (key, _), count in zip(lists, counts, strict=True):
         expected = tree.nodes if key in _BY_NODE else tree.leaves if key in _BY_LEAF else None
         # A tree of one leaf lists little more than that leaf's value.
         optional = key not in (*_NEEDED_BY_NODES, b"leaf_value") and (count == 0 or tree.nodes == 0)
         if expected is not None and count != expected and not optional:
             raise lines.corrupt(f"{expected} values of {key.decode()} in tree {tree.number}", str(count))
-
-
-def are_children(left: bytes, right: bytes, leaves: int) -> bool:
-    """Whether every leaf and every node but the root lies below exactly one node.
-
-    Then whoever goes down from the root arrives at a leaf. Nodes count from 0, which is the root; leaves from -1 down.
-    """
-    found = list(map(int, left.split())) + list(map(int, right.split()))
-    nodes = leaves - 1
-    return (
-        len(found) == len(set(found)) == 2 * nodes
-        and 0 not in found
-        and min(found) == -leaves
-        and max(found) == (nodes - 1 if nodes > 1 else -1)
-    )
-
-
-def _are_numbers(value: bytes, count: int) -> bool:
-    """Whether these are numbers with one space between, each of which begins with a digit: what the library reads to its end.
-
-    Fast: it looks at no number by itself. False also for infinity and where there are more spaces.
-    """
-    if value.translate(None, _CHARACTERS):
-        return False
-    zeros = value.translate(_DIGITS_TO_ZERO)
-    return zeros.count(b" 0") + zeros.count(b" -0") + zeros.startswith((b"0", b"-0")) == count
 
 
 def _integers(lines: _Lines, tree: _Tree, key: bytes) -> list[int]:
@@ -268,33 +318,44 @@ def _integers(lines: _Lines, tree: _Tree, key: bytes) -> list[int]:
         raise lines.corrupt(f"whole numbers in {key.decode()} of tree {tree.number}", "others") from None
 
 
-def _few(lines: _Lines, tree: _Tree, key: bytes) -> set[int]:
-    """The different numbers of a list that has few of them: much faster than all of them."""
+def _range(lines: _Lines, tree: _Tree, key: bytes) -> tuple[int, int]:
+    """The lowest and the highest of a list of whole numbers; two zeros of an empty one."""
+    value = tree.values.get(key, b"").strip()
     try:
-        return set(map(int, set(tree.values.get(key, b"").split())))
+        return lines.checks.range_of(value) if value else (0, 0)
     except ValueError:
         raise lines.corrupt(f"whole numbers in {key.decode()} of tree {tree.number}", "others") from None
 
 
+def _has_categories(lines: _Lines, tree: _Tree) -> bool:
+    value = tree.values.get(b"decision_type", b"").strip()
+    try:
+        return tree.category_sets != 0 or (bool(value) and lines.checks.any_odd(value))
+    except ValueError:
+        raise lines.corrupt(f"whole numbers in decision_type of tree {tree.number}", "others") from None
+
+
 def _check_nodes(lines: _Lines, tree: _Tree, features: int) -> None:
     """Every index of a node leads to something that is there."""
-    used = _few(lines, tree, b"split_feature")
-    if not 0 <= min(used) <= max(used) < features:
+    lowest, highest = _range(lines, tree, b"split_feature")
+    if not 0 <= lowest <= highest < features:
         raise lines.corrupt(f"tree {tree.number} to split on one of {features} features", "another")
     try:
-        are_children = lines.are_children(tree.values[b"left_child"], tree.values[b"right_child"], tree.leaves)
-    except (ValueError, DeprecationWarning):  # the latter from numpy, where warnings are errors
+        are_children = lines.checks.are_children(tree.values[b"left_child"], tree.values[b"right_child"], tree.leaves)
+    except ValueError:
         are_children = False
     if not are_children:
         raise lines.corrupt(f"every node and leaf of tree {tree.number} below one node", "something else")
-    if tree.category_sets == 0 and not any(decision & 1 for decision in _few(lines, tree, b"decision_type")):
+    if not _has_categories(lines, tree):
         return
     boundaries = _integers(lines, tree, b"cat_boundaries")
     ends = (tree.category_sets + 1, 0, len(_integers(lines, tree, b"cat_threshold")))
     if boundaries != sorted(boundaries) or (len(boundaries), *boundaries[:1], *boundaries[-1:]) != ends:
         raise lines.corrupt(f"{tree.category_sets} sets of categories in tree {tree.number}", "others")
-    thresholds = tree.values[b"threshold"].split()
-    for decision, threshold in zip(_integers(lines, tree, b"decision_type"), thresholds, strict=True):
+    decisions, thresholds = _integers(lines, tree, b"decision_type"), tree.values[b"threshold"].split()
+    if len(decisions) != len(thresholds):
+        raise lines.corrupt(f"as many kinds of decisions as thresholds in tree {tree.number}", f"{len(decisions)}")
+    for decision, threshold in zip(decisions, thresholds, strict=True):
         if decision & 1 and not (threshold.isdigit() and int(threshold) < tree.category_sets):
             raise lines.corrupt(f"one of {tree.category_sets} sets of categories in tree {tree.number}", repr(threshold))
 
@@ -303,10 +364,10 @@ def _check_linear(lines: _Lines, tree: _Tree, features: int) -> None:
     """The models in the leaves of a linear tree."""
     if tree.values.get(b"is_linear", b"0") != b"1":
         return
-    used = _few(lines, tree, b"leaf_features") or {0}
+    lowest, highest = _range(lines, tree, b"leaf_features")
     counts = [len(tree.values.get(key, b"").split()) for key in (b"leaf_features", b"leaf_coeff")]
     wanted = _integers(lines, tree, b"num_features")
-    if not 0 <= min(used) <= max(used) < features or min(wanted, default=0) < 0 or counts != [sum(wanted)] * 2:
+    if not 0 <= lowest <= highest < features or min(wanted, default=0) < 0 or counts != [sum(wanted)] * 2:
         raise lines.corrupt(f"the leaves of tree {tree.number} to have models of {features} features", "others")
 
 
