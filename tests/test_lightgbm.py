@@ -132,6 +132,7 @@ LIES = {
     "leaves without end": ("num_leaves", lambda value: "9999999999"),
     "sets of categories that are not there": ("num_cat", lambda value: "7"),
     "a decision by category": ("decision_type", first("1")),
+    "a decision that is no whole number": ("decision_type", first("2e-1")),
     "no tree in an iteration": ("num_tree_per_iteration", lambda value: "0"),
     "classes without end": ("num_class", lambda value: "100000000"),
     "features without end": ("max_feature_idx", lambda value: "99999999999"),
@@ -143,8 +144,9 @@ def test_lies_are_typed_errors(lie: str) -> None:
     """Each of these ends the process, or predicts nonsense, when LightGBM itself is given it."""
     key, change = LIES[lie]
     data = changed(trained(), key, change)
-    with pytest.raises(CorruptModelError, match=r"model\.txt"):
-        walk(io.BytesIO(data), "model.txt")
+    for checks in (Checks(), ArrayChecks()):
+        with pytest.raises(CorruptModelError, match=r"model\.txt"):
+            walk(io.BytesIO(data), "model.txt", checks)
     with pytest.raises(CorruptModelError):
         LightGBMBinarizer.deserialize(LoadedFile(data))
 

@@ -60,17 +60,19 @@ class ArrayChecks(Checks):
                 return False
             splits = int(found[2]) - 1
             values = found.groups()[2:]
-            if splits < 1 or any(value.count(b" ") + 1 != splits + more for value, more in zip(values, _MORE, strict=True)):
+            if splits < 1 or [value.count(b" ") for value in values] != [splits - 1 + more for more in _MORE]:
                 return False
             lists.extend(values)
             nodes.append(splits)
             begin += size_bytes
         kinds = len(_KEYS)
         count = sum(splits * kinds + sum(_MORE) for splits in nodes)
-        if self.any_odd(b" ".join(lists[_DECISION::kinds])) or not self.are_numbers(b" ".join(lists), count):
+        if not self.are_numbers(b" ".join(lists), count):
             return False
         children = [each for pair in zip(lists[_LEFT::kinds], lists[_RIGHT::kinds], strict=True) for each in pair]
         try:
+            if self.any_odd(b" ".join(lists[_DECISION::kinds])):
+                return False
             used, below = _integers(b" ".join(lists[_FEATURE::kinds])), _integers(b" ".join(children))
         except ValueError:
             return False
