@@ -10,6 +10,7 @@ the tightest limit of the ancestors that are out of sight (`hierarchical_memory_
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -86,6 +87,8 @@ def cgroup_limits(root: str = "/", groups: tuple[Cgroup, ...] | None = None) -> 
     for group in memory_cgroups(root) if groups is None else groups:
         version = _VERSIONS[group.version]
         tightest_bytes = UNLIMITED_BYTES
+        # Making this file takes the kernel longer than all the others together: each is read once.
+        statistics_of = functools.cache(lambda folder: read_file(os.path.join(folder, "memory.stat")))
         for folder in group.folders:
             if group.version == 1 and folder != group.folders[0] and _accounts_alone(folder):
                 continue
@@ -96,18 +99,17 @@ def cgroup_limits(root: str = "/", groups: tuple[Cgroup, ...] | None = None) -> 
                 if limit_bytes is None or use_bytes is None:
                     continue
                 if reclaimable_bytes is None:
-                    statistics = read_file(os.path.join(folder, "memory.stat"))
+                    statistics = statistics_of(folder)
                     reclaimable_bytes = sum(number_after(statistics, name) or 0 for name in version.reclaimable)
                 tightest_bytes = min(tightest_bytes, limit_bytes)
                 used_bytes = max(0, use_bytes - reclaimable_bytes)
                 yield Limit(limit_name, os.path.join(folder, limit_name), limit_bytes, used_bytes, shared=True)
         if group.version == 1:
-            yield from _out_of_sight(group.folders[0], tightest_bytes)
+            yield from _out_of_sight(group.folders[0], statistics_of(group.folders[0]), tightest_bytes)
 
 
-def _out_of_sight(folder: str, tightest_bytes: int) -> Iterator[Limit]:
+def _out_of_sight(folder: str, statistics: bytes, tightest_bytes: int) -> Iterator[Limit]:
     """The limit of an ancestor above the mount, if it is tighter than all that can be seen; it is used at least by this group."""
-    statistics = read_file(os.path.join(folder, "memory.stat"))
     limit_bytes = number_after(statistics, b"hierarchical_memory_limit ")
     use_bytes = _number(os.path.join(folder, "memory.usage_in_bytes"))
     if limit_bytes is not None and use_bytes is not None and limit_bytes < tightest_bytes:

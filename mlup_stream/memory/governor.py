@@ -58,6 +58,7 @@ class Admission:
         key: Under which the load's measurement is remembered; None for none.
         ticket: The right to load now, if tickets are in use.
         size_bytes: The size of what is to be loaded; None if that is not known.
+        room: What was available then; None when no budget is in force.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Admission:
     key: LoadKey | None = None
     ticket: LoadTicket | None = None
     size_bytes: int | None = None
+    room: Available | None = None
 
     @property
     def delivery(self) -> str:
@@ -213,7 +215,10 @@ class MemoryGovernor:
         """
         known, keys = self._refined(estimates, size_bytes=size_bytes, path=path, format=format, variant=variant)
 
+        room: Available | None = None
+
         def attempt(promised_bytes: int) -> tuple[Choice, int | None]:
+            nonlocal room
             room = self.available().less(promised_bytes).more(freed_bytes) if self.budget.enforced else Available(())
             choice = admit(known, room, name=name, asked=asked)
             return choice, choice.chosen.needed_bytes if choice.chosen.known else None
@@ -229,7 +234,8 @@ class MemoryGovernor:
         if choice.warning:
             logger.warning("%s", choice.warning)
         sure = choice.estimate is not None and choice.estimate.certainty is Certainty.EXACT
-        return Admission(name, choice, None if sure else keys.get(choice.delivery), ticket, size_bytes)
+        key = None if sure else keys.get(choice.delivery)
+        return Admission(name, choice, key, ticket, size_bytes, room if self.budget.enforced else None)
 
     @contextlib.contextmanager
     def watching(self, admission: Admission) -> Iterator[Watch]:
@@ -239,7 +245,12 @@ class MemoryGovernor:
             MemoryBudgetExceeded: An allocation failed in it, whatever the library made of that; its own error is the cause.
         """
         watched = self._watched(
-            admission.name, admission.estimate, admission.size_bytes, lambda report: self._remember(admission, report)
+            admission.name,
+            admission.estimate,
+            admission.size_bytes,
+            lambda report: self._remember(admission, report),
+            # Under a hard limit it is the last byte that counts: asked again.
+            room=admission.room if self.limit != "hard" else None,
         )
         with watched as watch:
             try:
@@ -270,10 +281,12 @@ class MemoryGovernor:
         estimate: Estimate | None = None,
         size_bytes: int | None = None,
         on_settled: Callable[[MemoryReport], None] | None = None,
+        room: Available | None = None,
     ) -> Iterator[Watch]:
         watch = Watch(
             name,
             available=self.available if self.budget.enforced else None,
+            room=room,
             estimate=estimate,
             size_bytes=size_bytes,
             pressure=PressureMeter(self._root, self._groups),

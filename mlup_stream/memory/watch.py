@@ -54,11 +54,12 @@ class Watch:
         available: Callable[[], Available] | None,
         estimate: Estimate | None,
         pressure: PressureMeter,
+        room: Available | None = None,
         size_bytes: int | None = None,
         on_settled: Callable[[MemoryReport], None] | None = None,
     ) -> None:
         self.name = name
-        self.room: Available | None = None
+        self.room = room
         self.report: MemoryReport | None = None
         self._available = available
         self._estimate = estimate
@@ -74,7 +75,8 @@ class Watch:
         self._promotions = 0
 
     def start(self) -> None:
-        self.room = self._available() if self._available is not None else None
+        if self.room is None and self._available is not None:
+            self.room = self._available()
         self._next_check_bytes = self._step_bytes(self.room)
         self._pressure.start()
         self._promotions = promotions()
