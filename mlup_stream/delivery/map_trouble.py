@@ -10,6 +10,7 @@ import os
 import sys
 
 from mlup_stream.delivery.file_system import file_system_of
+from mlup_stream.memory.proc import read_file
 
 __all__ = ["map_trouble"]
 
@@ -47,11 +48,7 @@ def _count(folder: str) -> int | None:
 
 
 def _count_lines(path: str) -> int | None:
-    try:
-        with open(path, "rb") as file:
-            return sum(1 for _ in file)
-    except OSError:
-        return None
+    return read_file(path).count(b"\n") or None
 
 
 def _number(path: str) -> int | None:
