@@ -328,3 +328,16 @@ def test_a_mapped_model_is_not_charged_to_the_commit_limit(big_files: Path) -> N
     assert flags
     # "ac": accounted; "nr": reserves nothing (proc(5), smaps).
     assert all("ac" not in each and "nr" in each for each in flags)
+
+
+@pytest.mark.parametrize(("name", "binarizer"), [("state_dict.pt", TorchBinarizer), ("script.pt", TorchJITBinarizer)])
+def test_content_is_estimated_as_its_file_is(models: Path, name: str, binarizer: Any) -> None:
+    """Bytes that somebody handed over are read into as much memory as the file, and no copy of them is made before."""
+    path = models / name
+    by_path = binarizer.estimate(LoadedFile(path=path), Delivery.PATH)
+    for content in (path.read_bytes(), io.BytesIO(path.read_bytes())):
+        for delivery in (Delivery.BYTES, Delivery.VIEW):
+            assert binarizer.estimate(LoadedFile(content), delivery) == by_path
+    assert binarizer.estimate(LoadedFile(path=path), Delivery.BYTES).peak_anon_bytes == (
+        by_path.peak_anon_bytes + path.stat().st_size
+    )

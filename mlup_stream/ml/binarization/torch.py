@@ -17,7 +17,7 @@ from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.private_file import private_file
 from mlup_stream.delivery.view import View
-from mlup_stream.errors import ConfigError, MLupError, ModelBinarizationError
+from mlup_stream.errors import ConfigError, LoadError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
 from mlup_stream.memory.estimate import Certainty, Estimate
@@ -86,18 +86,18 @@ class TorchBinarizer(_TorchFormat):
 
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
-        found = None if loaded_file.has_content or loaded_file.path is None else directory_of(loaded_file.path, loaded_file.name)
+        found, reads_it_whole = _directory(loaded_file), delivery is Delivery.BYTES and not loaded_file.has_content
         if found is None:
             return None
         structure_bytes = _structure_bytes(found)
         certainty = Certainty.EXACT if structure_bytes <= 0.02 * found.payload_bytes else Certainty.CONSERVATIVE
         why = "the directory of the torch zip"
-        if delivery is Delivery.VIEW and found.is_stored:
+        if delivery is Delivery.VIEW and found.is_stored and not loaded_file.has_content:
             return Estimate.in_place(
                 loaded_file.size_bytes, certainty=certainty, why=why, private_bytes=structure_bytes, copy_on_write=True
             )
         private = Estimate.private(found.payload_bytes + structure_bytes, certainty=certainty, why=why)
-        return private.with_raw(loaded_file.size_bytes) if delivery is Delivery.BYTES else private
+        return private.with_raw(loaded_file.size_bytes) if reads_it_whole else private
 
     @classmethod
     def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
@@ -154,6 +154,13 @@ class TorchBinarizer(_TorchFormat):
         return super().explain(error, loaded)
 
 
+def _directory(loaded_file: LoadedFile) -> TorchZip | None:
+    try:
+        return loaded_file.look(directory_of)
+    except (LoadError, OSError):
+        return None  # the load will say what is wrong
+
+
 class TorchJITBinarizer(_TorchFormat):
     """A TorchScript module, in evaluation mode. Options: `map_location`, as of `torch.jit.load`."""
 
@@ -162,7 +169,7 @@ class TorchJITBinarizer(_TorchFormat):
 
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
-        found = None if loaded_file.has_content or loaded_file.path is None else directory_of(loaded_file.path, loaded_file.name)
+        found, reads_it_whole = _directory(loaded_file), delivery is Delivery.BYTES and not loaded_file.has_content
         if found is None:
             return None
         code_bytes = sum(entry.size_bytes for entry in found.structure if entry.name.endswith(".py"))
@@ -171,7 +178,7 @@ class TorchJITBinarizer(_TorchFormat):
         private = Estimate.private(
             found.payload_bytes + structure_bytes, certainty=certainty, why="the directory of the TorchScript archive"
         )
-        return private.with_raw(loaded_file.size_bytes) if delivery is Delivery.BYTES else private
+        return private.with_raw(loaded_file.size_bytes) if reads_it_whole else private
 
     @classmethod
     def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
