@@ -14,8 +14,9 @@ from child import run_child
 from mlup_stream.delivery.kinds import Optimize
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import CorruptModelError
+from mlup_stream.formats import xgboost_values
 from mlup_stream.ml.binarization.xgboost import XGBoostBinarizer
-from mlup_stream.ml.binarization.xgboost_checks import check
+from mlup_stream.ml.binarization.xgboost_checks import _Trees, check
 
 numpy = pytest.importorskip("numpy", reason="makes the samples")
 xgboost = pytest.importorskip("xgboost", reason="trains and loads the models")
@@ -117,6 +118,77 @@ def test_lies_about_categories_are_typed_errors(boosters: dict[str, Any]) -> Non
     for key, value in lies.items():
         with pytest.raises(CorruptModelError):
             check(io.BytesIO(tree_of(boosters["categories"], set_(key, 0, value))), "model.json", is_json=True)
+
+
+def forest(trees: int) -> bytes:
+    """A model in UBJSON of `trees` trees, of various numbers of nodes."""
+    settings = {"max_depth": 4, "nthread": 1, "subsample": 0.3, "seed": 1}
+    return bytes(xgboost.train(settings, xgboost.DMatrix(SAMPLES, CLASSES), trees).save_raw("ubj"))
+
+
+def test_trees_that_are_alike_are_told_by_their_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 300 trees of several sizes at most four are read value by value: the first, and where its number takes more bytes."""
+    alike = []
+    taken = _Trees.add_alike
+
+    def count(self: _Trees, trees: Any) -> None:
+        alike.extend(trees.nodes)
+        taken(self, trees)
+
+    monkeypatch.setattr(_Trees, "add_alike", count)
+    check(io.BytesIO(forest(300)), "model.ubj", is_json=False)
+    assert len(alike) >= 296
+    assert len(set(alike)) > 3
+
+
+def numbers_of(data: bytes, key: str, tree: int) -> int:
+    """Where the numbers of a list of the `tree`th tree begin."""
+    at = -1
+    for _ in range(tree + 1):
+        at = data.index(b"L" + struct.pack(">q", len(key)) + key.encode() + b"[$", at + 1)
+    return at + 9 + len(key) + 4 + 9
+
+
+LATE_LIES = {
+    "a child that is not there": ("left_children", 0, ">i", 9999),
+    "a child of the next tree": ("left_children", 0, ">i", 31),
+    "a child before the first": ("right_children", 0, ">i", -7),
+    "a child that is its sibling": ("left_children", 0, ">i", 2),
+    "a parent that is another": ("parents", 4, ">i", 2),
+    "one child": ("right_children", 0, ">i", -1),
+    "a feature that is not there": ("split_indices", 0, ">i", 6),
+    "a feature before the first": ("split_indices", 0, ">i", -1),
+    "a split by categories that has none": ("split_type", 0, ">B", 1),
+    "a kind of split that is not there": ("split_type", 0, ">B", 3),
+    "a list that is longer": ("sum_hessian", -8, ">q", 1 << 40),
+    "a list of another type": ("sum_hessian", -11, ">c", b"D"),
+    "another key": ("loss_changes", -14, ">c", b"x"),
+}
+
+
+@pytest.mark.parametrize("lie", LATE_LIES)
+def test_lies_in_a_tree_that_is_like_the_others_are_typed_errors(lie: str) -> None:
+    """What is wrong in the 40th of 60 trees is found as what is wrong in the first."""
+    key, offset, form, value = LATE_LIES[lie]
+    data = bytearray(forest(60))
+    check(io.BytesIO(data), "model.ubj", is_json=False)
+    struct.pack_into(form, data, numbers_of(bytes(data), key, 40) + offset, value)
+    with pytest.raises(CorruptModelError):
+        check(io.BytesIO(data), "model.ubj", is_json=False)
+
+
+def test_trees_that_are_longer_than_the_window_are_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trees whose lists go on behind the window and the buffer; cut off anywhere they are errors."""
+    monkeypatch.setattr(xgboost_values, "WINDOW_BYTES", 1024)
+    generator = numpy.random.default_rng(0)
+    data = xgboost.DMatrix(generator.standard_normal((2000, 4)), generator.standard_normal(2000))
+    booster = xgboost.train({"max_depth": 12, "min_child_weight": 0, "nthread": 1}, data, 3)
+    model = bytes(booster.save_raw("ubj"))
+    assert len(model) > 3 * 10 * 1024
+    check(io.BytesIO(model), "model.ubj", is_json=False)
+    for cut in range(1, len(model), len(model) // 60):
+        with pytest.raises(CorruptModelError):
+            check(io.BytesIO(model[:cut]), "model.ubj", is_json=False)
 
 
 def test_lengths_are_held_against_the_file() -> None:

@@ -1,4 +1,4 @@
-"""The values of an XGBoost model file, one after the other, in bounded memory: UBJSON and JSON in the same terms.
+"""The values of an XGBoost model file, one after the other, in bounded memory: UBJSON; JSON in the same terms is `xgboost_json`.
 
 A model is one object. Its strings and numbers are kept, of its lists those of numbers whose key is wanted; every list else is
 passed over and counted. The trees, which are nearly all of the file, are handed to a callback one at a time and not kept.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import array
 import os
-import re
 import struct
 import sys
 from collections.abc import Callable
@@ -20,18 +19,22 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from mlup_stream.errors import CorruptModelError
 from mlup_stream.formats.kinds import Format
-from mlup_stream.units import KIB, MIB
+from mlup_stream.formats.xgboost_layouts import ITEM_TYPES, AlikeTrees, Layouts, SeenList
+from mlup_stream.units import KIB
 
-__all__ = ["JsonValues", "Numbers", "UbjValues", "Values"]
+__all__ = ["MAX_DEPTH", "MAX_KEPT_TEXT_BYTES", "WINDOW_BYTES", "Numbers", "OnAlike", "OnItem", "UbjValues", "Values"]
 
-_MAX_DEPTH = 32
+MAX_DEPTH = 32
 """The library writes 8 levels."""
 _MAX_KEYS = 100_000
-_MAX_KEPT_TEXT_BYTES = 64 * KIB
-_MAX_LIST_BYTES = 1024 * MIB
-_WINDOW_BYTES = 1 * MIB
+MAX_KEPT_TEXT_BYTES = 64 * KIB
+WINDOW_BYTES = 256 * KIB
+
+_LENGTH_MARKER, _OBJECT_END = b"L}"
+_NUMBERS = {marker: (struct.Struct(">" + kind), size_bytes) for marker, (kind, size_bytes) in ITEM_TYPES.items()}
 
 OnItem = Callable[[dict[str, Any]], None]
+OnAlike = Callable[[AlikeTrees], None]
 
 
 class Numbers(NamedTuple):
@@ -87,93 +90,123 @@ class Values:
         )
 
     def _enter(self, found: dict[str, Any], key: str, depth: int) -> None:
-        if depth > _MAX_DEPTH:
-            raise self.corrupt(f"at most {_MAX_DEPTH} levels", "more")
+        if depth > MAX_DEPTH:
+            raise self.corrupt(f"at most {MAX_DEPTH} levels", "more")
         if key in found or len(found) >= _MAX_KEYS:
             raise self.corrupt(f"at most {_MAX_KEYS} keys, each once", f"{key[:40]!r} twice" if key in found else "more")
-
-
-_FIXED = {
-    "d": ("f", 4),
-    "D": ("d", 8),
-    "U": ("B", 1),
-    "i": ("b", 1),
-    "I": ("h", 2),
-    "l": ("i", 4),
-    "L": ("q", 8),
-}
-"""The library's numbers: the type of an array of them, and their size; big-endian in the file."""
 
 
 _LENGTH = struct.Struct(">q")
 
 
 class UbjValues(Values):
-    """UBJSON, with keys and counts as 64-bit numbers, as the library writes it."""
+    """UBJSON, with keys and counts as 64-bit numbers, as the library writes it.
+
+    Peak memory: two windows of 256 KiB, what `Layouts` keeps, and the lists that are wanted of one tree. Lists that nobody wants
+    are not read where they go on behind the window.
+
+    Args:
+        on_alike: Given trees that are laid out as one before them (`xgboost_layouts`), in place of whom `items_of` names.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        name: str,
+        wanted: frozenset[str],
+        items_of: tuple[str, OnItem],
+        on_alike: OnAlike | None = None,
+    ) -> None:
+        super().__init__(file, name, wanted, items_of)
+        self._on_alike = on_alike
+        self._layouts = Layouts()
+        self._buffer = bytearray(min(2 * WINDOW_BYTES, self._size_bytes))
+        self._view = memoryview(self._buffer)
+        self._begin = self._at = self._end = 0  # where in the file the buffer begins; what of the buffer is not read yet
+        self._seen: list[SeenList] | None = None
 
     @property
     def position(self) -> int:
-        return self._file.tell()
+        return self._begin + self._at
 
     def model(self) -> dict[str, Any]:
         if self._marker() != "{":
             self._wrong("an object", "another value")
         found = self._object(0)
-        if self._file.tell() != self._size_bytes:
-            self._wrong("the end of the file after the model", f"{self._size_bytes - self._file.tell()} bytes more")
+        if self.position != self._size_bytes:
+            self._wrong("the end of the file after the model", f"{self._size_bytes - self.position} bytes more")
         return found
 
     def _wrong(self, expected: str, found: str) -> NoReturn:
         raise self.corrupt(expected, found)
 
-    def _read(self, size_bytes: int) -> bytes:
-        if not 0 <= size_bytes <= _MAX_KEPT_TEXT_BYTES:
-            self._check_left(size_bytes)
-        data = self._file.read(size_bytes)
-        if len(data) != size_bytes:
-            self._wrong(f"{size_bytes} bytes", f"{len(data)} to the end of the file")
-        return data
-
     def _check_left(self, size_bytes: int) -> None:
-        left_bytes = self._size_bytes - self._file.tell()
+        left_bytes = self._size_bytes - self.position
         if not 0 <= size_bytes <= left_bytes:
             self._wrong(f"{size_bytes} bytes", f"{left_bytes} to the end of the file")
 
+    def _fill(self, size_bytes: int) -> None:
+        """Has the next `size_bytes`, at most a window, in the buffer."""
+        self._check_left(size_bytes)
+        rest_bytes = self._end - self._at
+        self._view[:rest_bytes] = self._view[self._at : self._end]
+        self._begin, self._at, self._end = self._begin + self._at, 0, rest_bytes
+        while self._end < size_bytes:
+            self._end += self._read_into(self._view[self._end : self._end + WINDOW_BYTES])
+
+    def _read_into(self, view: memoryview) -> int:
+        count: int = self._file.readinto(view)  # type: ignore[attr-defined]  # every binary file of the standard library has it
+        if not count:
+            self._wrong("the rest of the file", "its end: it became shorter meanwhile")
+        return count
+
+    def _place(self, size_bytes: int) -> int:
+        """Where in the buffer the next `size_bytes`, at most a window, are; they count as read."""
+        at = self._at
+        if size_bytes < 0 or at + size_bytes > self._end:
+            self._fill(size_bytes)
+            at = 0
+        self._at = at + size_bytes
+        return at
+
     def _marker(self) -> str:
-        marker = self._file.read(1)
-        if not marker:
-            self._wrong("a value", "the end of the file")
-        return marker.decode("latin-1")
+        return chr(self._buffer[self._place(1)])
 
     def _length(self) -> int:
-        marker = self._marker()
-        if marker != "L":
-            self._wrong("a length, which begins with 'L'", repr(marker))
-        return int(_LENGTH.unpack(self._read(8))[0])
+        at = self._place(9)
+        if self._buffer[at] != _LENGTH_MARKER:
+            self._wrong("a length, which begins with 'L'", repr(chr(self._buffer[at])))
+        return int(_LENGTH.unpack_from(self._buffer, at + 1)[0])
 
     def _text(self) -> str:
         size_bytes = self._length()
-        if size_bytes > _MAX_KEPT_TEXT_BYTES:
+        if size_bytes > MAX_KEPT_TEXT_BYTES:
             self._skip(size_bytes)
             return ""
-        return self._read(size_bytes).decode("utf-8", "replace")
+        at = self._place(size_bytes)
+        return self._buffer[at : at + size_bytes].decode("utf-8", "replace")
 
     def _skip(self, size_bytes: int) -> None:
+        if 0 <= size_bytes <= self._end - self._at:
+            self._at += size_bytes
+            return
         self._check_left(size_bytes)
-        self._file.seek(size_bytes, os.SEEK_CUR)
+        self._begin, self._at, self._end = self.position + size_bytes, 0, 0
+        self._file.seek(self._begin)
 
     def _object(self, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        while (marker := self._marker()) != "}":
-            if marker != "L":
-                self._wrong("a key, which begins with 'L'", repr(marker))
-            (size_bytes,) = _LENGTH.unpack(self._read(8))
-            if not 0 <= size_bytes <= _MAX_KEPT_TEXT_BYTES:
+        while (marker := self._buffer[self._place(1)]) != _OBJECT_END:
+            if marker != _LENGTH_MARKER:
+                self._wrong("a key, which begins with 'L'", repr(chr(marker)))
+            (size_bytes,) = _LENGTH.unpack_from(self._buffer, self._place(8))
+            if not 0 <= size_bytes <= MAX_KEPT_TEXT_BYTES:
                 self._wrong("a key", f"one of {size_bytes} bytes")
-            data = self._read(size_bytes + 1)  # with the marker of its value
-            key = data[:-1].decode("utf-8", "replace")
+            at = self._place(size_bytes + 1)  # with the marker of its value
+            key = self._buffer[at : at + size_bytes].decode("utf-8", "replace")
+            marker = self._buffer[at + size_bytes]
             self._enter(found, key, depth)
-            found[key] = self._value(chr(data[-1]), key, depth + 1)
+            found[key] = self._value(chr(marker), key, depth + 1)
         return found
 
     def _value(self, marker: str, key: str, depth: int) -> Any:
@@ -183,9 +216,9 @@ class UbjValues(Values):
             return self._list(key, depth)
         if marker == "S":
             return self._text()
-        if marker in _FIXED:
-            kind, size_bytes = _FIXED[marker]
-            return struct.unpack(">" + kind, self._read(size_bytes))[0]
+        if marker in _NUMBERS:
+            number, size_bytes = _NUMBERS[marker]
+            return number.unpack_from(self._buffer, self._place(size_bytes))[0]
         if marker in "TF":
             return marker == "T"
         if marker != "Z":
@@ -193,8 +226,8 @@ class UbjValues(Values):
         return None
 
     def _list(self, key: str, depth: int) -> Numbers:
-        if depth > _MAX_DEPTH:
-            self._wrong(f"at most {_MAX_DEPTH} levels", "more")
+        if depth > MAX_DEPTH:
+            self._wrong(f"at most {MAX_DEPTH} levels", "more")
         marker = self._marker()
         if marker == "$":
             return self._typed(key)
@@ -202,160 +235,117 @@ class UbjValues(Values):
         if marker == "#":
             count = self._length()
             # A value takes at least one byte of the file, and the library 8 of memory before it reads the first.
-            if not 0 <= count <= self._size_bytes - self._file.tell():
+            if not 0 <= count <= self._size_bytes - self.position:
                 self._wrong("as many values as the file has bytes, at most", f"a count of {count}")
             marker = self._marker() if count else "]"
         items = array.array("d") if key in self._wanted else None
         passed = 0
         while (count is None and marker != "]") or (count is not None and passed < count):
-            value = self._value(marker, "", depth + 1)
-            passed += 1
+            most = None if count is None else count - passed
             if key == self._items_key:
-                if not isinstance(value, dict):
-                    self._wrong(f"an object in {key}", repr(marker))
-                self._on_item(value)
-            elif items is not None:
-                if not isinstance(value, (int, float)):
-                    self._wrong(f"numbers in {key}", repr(marker))
-                items.append(value)
+                passed += self._item(marker, depth, most)
+            elif taken := self._numbers_alike(marker, items, most):
+                passed += taken
+            else:
+                value = self._value(marker, "", depth + 1)
+                if items is not None:
+                    if not isinstance(value, (int, float)):
+                        self._wrong(f"numbers in {key}", repr(marker))
+                    items.append(value)
+                passed += 1
             if passed != count:
                 marker = self._marker()
         return Numbers(passed, items)
 
+    def _item(self, marker: str, depth: int, most: int | None) -> int:
+        """Takes the object that has just begun, and those behind it that are laid out like one before; how many."""
+        if marker != "{":
+            self._wrong(f"an object in {self._items_key}", repr(marker))
+        start = self._at - 1
+        if self._on_alike is not None:
+            found = self._layouts.run(self._buffer, start, self._end, most)
+            if found is None and self._end - start < WINDOW_BYTES and self._begin + self._end < self._size_bytes:
+                self._at = start
+                self._fill(min(WINDOW_BYTES, self._size_bytes - self.position))
+                start, self._at = 0, 1
+                found = self._layouts.run(self._buffer, start, self._end, most)
+            if found is not None:
+                self._at = found.end
+                self._on_alike(found)
+                return len(found.nodes)
+        begin = self._begin
+        seen: list[SeenList] = []
+        self._seen = seen
+        tree = self._object(depth + 1)
+        self._seen = None
+        self._on_item(tree)
+        if begin == self._begin and self._on_alike is not None:  # all of it is still in the buffer
+            data = bytes(self._view[start : self._at])
+            self._layouts.learn(data, tree, [each._replace(at=each.at - begin - start) for each in seen])
+        return 1
+
+    def _numbers_alike(self, marker: str, items: array.array[Any] | None, most: int | None) -> int:
+        """Takes those behind the marker that has just been read that have the same; how many. 0 if they are not numbers."""
+        if marker not in _NUMBERS:
+            return 0
+        type_, item_bytes = ITEM_TYPES[marker]
+        step = 1 + item_bytes
+        taken = 0
+        chunk = 16  # grows with what is found: of lists in which types take turns each number would cost a whole chunk
+        self._at -= 1
+        while True:
+            at = self._at
+            there = min(chunk, (self._end - at) // step, chunk if most is None else most - taken)
+            markers = self._buffer[at : at + there * step : step]
+            count = there - len(markers.lstrip(marker.encode()))
+            if items is not None and count:
+                raw = bytearray(count * item_bytes)
+                for index in range(item_bytes):
+                    raw[index::item_bytes] = self._buffer[at + 1 + index : at + count * step : step]
+                found: array.array[Any] = array.array(type_, bytes(raw))
+                if sys.byteorder == "little":
+                    found.byteswap()
+                items.extend(map(float, found))
+            taken += count
+            self._at = at + count * step
+            if count < chunk:
+                break
+            chunk = min(2 * chunk, 1 << 14)
+        if not taken:
+            self._at += 1
+        return taken
+
     def _typed(self, key: str) -> Numbers:
-        head = self._read(11)
-        kind = chr(head[0])
-        if kind not in _FIXED or head[1:3] != b"#L":
-            self._wrong("a list of numbers with its count", repr(head[:3]))
-        (count,) = _LENGTH.unpack(head[3:])
-        type_, item_bytes = _FIXED[kind]
+        at = self._place(11)
+        kind = chr(self._buffer[at])
+        if kind not in ITEM_TYPES or self._buffer[at + 1 : at + 3] != b"#L":
+            self._wrong("a list of numbers with its count", repr(bytes(self._buffer[at : at + 3])))
+        (count,) = _LENGTH.unpack_from(self._buffer, at + 3)
+        type_, item_bytes = ITEM_TYPES[kind]
+        if self._seen is not None:
+            self._seen.append(SeenList(key, self.position, kind, count))
         if count < 0 or key not in self._wanted:
             self._skip(count * item_bytes)
             return Numbers(count, None)
-        items: array.array[Any] = array.array(type_, self._read(count * item_bytes))
+        size_bytes = count * item_bytes
+        if size_bytes <= max(WINDOW_BYTES, self._end - self._at):
+            at = self._place(size_bytes)
+            items: array.array[Any] = array.array(type_)
+            items.frombytes(self._view[at : at + size_bytes])
+        else:
+            self._check_left(size_bytes)
+            items = array.array(type_, bytes(item_bytes)) * count
+            self._copy_to(memoryview(items).cast("B"))
         if sys.byteorder == "little":
             items.byteswap()
         return Numbers(count, items)
 
-
-_SPACE = b" \t\n\r"
-_TOKEN = re.compile(rb'[ \t\n\r]*([{}\[\],:]|"(?:[^"\\]|\\.)*"|[-+0-9.eEinfaNtrulsI]+)', re.DOTALL)
-_LONGEST_TOKEN_BYTES = 16 * MIB
-
-
-class JsonValues(Values):
-    """JSON. Lists of numbers are found by their brackets; what they hold is read where somebody wants it."""
-
-    def __init__(self, file: BinaryIO, name: str, wanted: frozenset[str], items_of: tuple[str, OnItem]) -> None:
-        super().__init__(file, name, wanted, items_of)
-        self._buffer = b""
-        self._at = 0
-
-    @property
-    def position(self) -> int:
-        return self._file.tell() - len(self._buffer) + self._at
-
-    def model(self) -> dict[str, Any]:
-        if self._token() != b"{":
-            raise self.corrupt("an object", "another value")
-        found = self._object(0)
-        while self._more():
-            pass_over = self._buffer[self._at :].strip(_SPACE)
-            if pass_over:
-                raise self.corrupt("the end of the file after the model", repr(pass_over[:20]))
-            self._at = len(self._buffer)
-        return found
-
-    def _more(self) -> bool:
-        """Reads on; False at the end of the file, when nothing is left of the buffer either."""
-        more = self._file.read(max(_WINDOW_BYTES, len(self._buffer) - self._at))
-        self._buffer, self._at = self._buffer[self._at :] + more, 0
-        return bool(more) or bool(self._buffer)
-
-    def _token(self) -> bytes:
-        while True:
-            found = _TOKEN.match(self._buffer, self._at)
-            # A token at the buffer's end may go on behind it.
-            if found is not None and (found.end() < len(self._buffer) or found[1] in b"{}[],:"):
-                self._at = found.end()
-                return found[1]
-            before = len(self._buffer) - self._at
-            if before > _LONGEST_TOKEN_BYTES or not self._more() or len(self._buffer) == before:
-                raise self.corrupt("JSON", repr(self._buffer[self._at : self._at + 20]) if before else "the end of the file")
-
-    def _object(self, depth: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        token = self._token()
-        while token != b"}":
-            if token[:1] != b'"' or self._token() != b":":
-                raise self.corrupt("a key", repr(token[:20]))
-            key = token[1:-1].decode("utf-8", "replace")
-            self._enter(found, key, depth)
-            found[key] = self._value(self._token(), key, depth + 1)
-            token = self._token()
-            if token == b",":
-                token = self._token()
-            elif token != b"}":
-                raise self.corrupt("',' or '}'", repr(token[:20]))
-        return found
-
-    def _value(self, token: bytes, key: str, depth: int) -> Any:
-        if token == b"{":
-            return self._object(depth)
-        if token == b"[":
-            return self._list(key, depth)
-        if token[:1] == b'"':
-            return token[1:-1][:_MAX_KEPT_TEXT_BYTES].decode("utf-8", "replace")
-        if token in (b"true", b"false", b"null"):
-            return {b"true": True, b"false": False, b"null": None}[token]
-        try:
-            return int(token) if token.lstrip(b"-").isdigit() and len(token) < 20 else float(token)
-        except ValueError:
-            raise self.corrupt("a value", repr(token[:20])) from None
-
-    def _list(self, key: str, depth: int) -> Numbers:
-        if depth > _MAX_DEPTH:
-            raise self.corrupt(f"at most {_MAX_DEPTH} levels", "more")
-        first = self._peek()
-        if first not in b'{["tfn]':
-            return self._numbers(key)
-        passed = 0
-        token = self._token()
-        while token != b"]":
-            value = self._value(token, "", depth + 1)
-            passed += 1
-            if key == self._items_key:
-                if not isinstance(value, dict):
-                    raise self.corrupt(f"an object in {key}", repr(token[:20]))
-                self._on_item(value)
-            token = self._token()
-            if token == b",":
-                token = self._token()
-            elif token != b"]":
-                raise self.corrupt("',' or ']'", repr(token[:20]))
-        return Numbers(passed, array.array("d") if key in self._wanted and not passed else None)
-
-    def _peek(self) -> bytes:
-        while True:
-            rest = self._buffer[self._at : self._at + 64].lstrip(_SPACE)
-            if rest:
-                return rest[:1]
-            self._at = min(len(self._buffer), self._at + 64)
-            if self._at == len(self._buffer) and not self._more():
-                raise self.corrupt("a list", "the end of the file")
-
-    def _numbers(self, key: str) -> Numbers:
-        looked = self._at
-        while (end := self._buffer.find(b"]", looked)) < 0:
-            before = looked = len(self._buffer) - self._at
-            if before > _MAX_LIST_BYTES or not self._more() or len(self._buffer) == before:
-                raise self.corrupt("the end of a list", "the end of the file")
-        text = self._buffer[self._at : end]
-        self._at = end + 1
-        count = text.count(b",") + 1
-        if key not in self._wanted:
-            return Numbers(count, None)
-        try:
-            return Numbers(count, array.array("d", map(float, text.split(b","))))
-        except ValueError:
-            raise self.corrupt(f"numbers in {key}", repr(text[:20])) from None
+    def _copy_to(self, target: memoryview) -> None:
+        """Reads a list that is longer than the buffer; it is known to be there."""
+        held_bytes = self._end - self._at
+        target[:held_bytes] = self._view[self._at : self._end]
+        self._begin, self._at, self._end = self._begin + self._end, 0, 0
+        while held_bytes < len(target):
+            count = self._read_into(target[held_bytes : held_bytes + WINDOW_BYTES])
+            held_bytes += count
+            self._begin += count

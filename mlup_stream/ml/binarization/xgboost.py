@@ -24,6 +24,7 @@ from mlup_stream.delivery.reader import open_buffer, open_stream
 from mlup_stream.errors import CorruptModelError
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.xgboost_values import WINDOW_BYTES
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.ml.binarization.one_thread import one_processor
@@ -87,7 +88,7 @@ class XGBoostBinarizer(FormatBinarizer):
 
     @classmethod
     def from_path(cls, path: str, loaded: LoadedFile, *, params: dict[str, Any] | None = None, **_: Any) -> Any:
-        with open_stream(path, drop_behind=False, on_window=loaded.on_window) as file:
+        with open_stream(path, drop_behind=False, window_bytes=WINDOW_BYTES, on_window=loaded.on_window) as file:
             encoding = _encoding_of(file, loaded)
             check(file, loaded.name, is_json=encoding == "json")
         if path.lower().endswith(_SUFFIXES[encoding]):

@@ -5,17 +5,21 @@ makes it allocate, deep nesting uses up its stack, and a node that is not there 
 walked first: every value ends where the file says, every list of a tree has as many numbers as the tree has nodes, every child is
 there and below one node, every split is on a feature that there is.
 
-Source: `tree_model.cc`, `gbtree_model.cc` and `learner.cc` of dmlc/xgboost, and its `doc/model.schema`. Peak memory: the lists of
-one tree, or of a few thousand nodes.
+Source: `tree_model.cc`, `gbtree_model.cc` and `learner.cc` of dmlc/xgboost, and its `doc/model.schema`. Peak memory: 4 MB, or the
+lists of one tree and as much again for each of them while it is looked at.
 """
 
 from __future__ import annotations
 
 import array
+import operator
 from typing import Any, BinaryIO
 
 from mlup_stream.extras import require
-from mlup_stream.formats.xgboost_values import JsonValues, Numbers, UbjValues, Values
+from mlup_stream.formats.xgboost_json import JsonValues
+from mlup_stream.formats.xgboost_layouts import ORDER, AlikeTrees
+from mlup_stream.formats.xgboost_values import Numbers, UbjValues, Values
+from mlup_stream.units import MIB
 
 __all__ = ["check"]
 
@@ -29,8 +33,9 @@ _OF_MODEL = frozenset({"tree_info", "iteration_indptr"})
 _MOST_CATEGORIES = 1 << 24
 """As in the library: a category is a float, which has no odd numbers above. A set takes a bit for each up to its largest."""
 _MOST_OUTPUTS = 1_000_000
-_TOGETHER = 1 << 16
-"""So many nodes are looked at together: 3 MB."""
+_TOGETHER = 1 << 15
+"""So many nodes are looked at together, and those of one window more: 4 MB. Of fewer each call costs more than its work."""
+_KEPT_BYTES = 4 * MIB
 
 
 def check(file: BinaryIO, name: str, *, is_json: bool) -> None:
@@ -45,7 +50,8 @@ def check(file: BinaryIO, name: str, *, is_json: bool) -> None:
         CorruptModelError: It is cut off, or something in it would make the library read or allocate what it must not.
     """
     trees = _Trees(name)
-    values = (JsonValues if is_json else UbjValues)(file, name, _OF_NODES | _OF_CATEGORIES | _OF_MODEL, ("trees", trees.add))
+    wanted, items_of = _OF_NODES | _OF_CATEGORIES | _OF_MODEL, ("trees", trees.add)
+    values = JsonValues(file, name, wanted, items_of) if is_json else UbjValues(file, name, wanted, items_of, trees.add_alike)
     trees.values = values
     model = values.model()
     trees.check()
@@ -82,7 +88,7 @@ def _check_forest(values: Values, model: dict[str, Any], trees: _Trees, outputs:
     if ends is not None:
         if not isinstance(ends, Numbers) or not ends.items or not _within(ends, 0, trees.count):
             raise values.corrupt("where each iteration's trees end in iteration_indptr", "something else")
-        if list(ends.items) != sorted(ends.items) or (ends.items[0], ends.items[-1]) != (0, trees.count):
+        if any(map(operator.gt, ends.items, ends.items[1:])) or (ends.items[0], ends.items[-1]) != (0, trees.count):
             raise values.corrupt(f"ends that rise from 0 to {trees.count} in iteration_indptr", "others")
     if _number(values, parameters, "num_parallel_tree", 1) not in range(max(trees.count, 1) + 1):
         raise values.corrupt(f"at most {trees.count} parallel trees", str(parameters["num_parallel_tree"]))
@@ -100,16 +106,54 @@ class _Trees:
 
     def __init__(self, name: str) -> None:
         self._numpy = require("numpy", "XGBoost models")
+        # glibc takes what was let go as the measure of what is worth keeping (M_MMAP_THRESHOLD in mallopt(3)): without this
+        # each of the arrays below is given back and fetched anew, page by page: twice the time. Nothing of it is touched.
+        self._numpy.empty(_KEPT_BYTES, "u1")
         self.count = 0
         self.most_features = 0
         self._begin()
 
     def _begin(self) -> None:
         self._nodes: list[int] = []
+        self._sets: list[int] = []
         self._categories: list[int] = []
         self._has_leaf_lists: list[bool] = []
         self._parts: dict[str, list[Any]] = {key: [] for key in (*_OF_NODES, *_OF_CATEGORIES)}
+        self._alike: list[tuple[bytes, ...]] = []
+        self._alike_types: tuple[str, ...] = ()
         self._held = 0
+
+    def add_alike(self, trees: AlikeTrees) -> None:
+        """Takes some of one output, without categories, whose lists were found to be whole.
+
+        Raises:
+            CorruptModelError: They are not the next ones, or one before them is not whole.
+        """
+        if trees.types is not self._alike_types:
+            self._join_alike()
+            self._alike_types = trees.types
+        self._alike += trees.lists
+        self._nodes += trees.nodes
+        self._held += sum(trees.nodes)
+        self.count += len(trees.nodes)
+        if self._held >= _TOGETHER:
+            self.check()
+
+    def _join_alike(self) -> None:
+        """Puts the lists that came as bytes with the others."""
+        missing = len(self._nodes) - len(self._sets)
+        self._sets += [0] * missing
+        self._categories += [0] * missing
+        self._has_leaf_lists += [False] * missing
+        if self._alike:
+            numpy = self._numpy
+            for key, type_, parts in zip(ORDER, self._alike_types, zip(*self._alike, strict=True), strict=True):
+                numbers = numpy.frombuffer(b"".join(parts), type_)
+                if key != "id":
+                    self._parts[key].append(numbers)
+                elif not numpy.array_equal(numbers, numpy.arange(self.count - len(numbers), self.count)):
+                    raise self._corrupt("trees in their order", "others")
+            self._alike.clear()
 
     def add(self, tree: dict[str, Any]) -> None:
         """Takes one.
@@ -133,6 +177,7 @@ class _Trees:
             self._check_count(tree, "base_weights", nodes)
         else:
             self._check_vectors(tree, nodes, outputs)
+        self._join_alike()
         for key in _NODE_LISTS:
             self._parts[key].append(self._items(tree, key))
         self._take_categories(tree, nodes)
@@ -150,6 +195,7 @@ class _Trees:
             CorruptModelError: One is not whole.
         """
         if self._nodes:
+            self._join_alike()
             self._check_children()
             self._check_categories()
             self._begin()
@@ -180,63 +226,65 @@ class _Trees:
         """The sets of categories; a tree from before there were any has none of the lists."""
         if not any(key in tree for key in (*_OF_CATEGORIES, "split_type")):
             self._parts["split_type"].append(array.array("b", bytes(nodes)))
+            self._sets.append(0)
             self._categories.append(0)
             return
         self._check_count(tree, "split_type", nodes)
         self._parts["split_type"].append(self._items(tree, "split_type"))
         if not any(key in tree for key in _OF_CATEGORIES):
+            self._sets.append(0)
             self._categories.append(0)
             return
         sets = len(self._items(tree, "categories_nodes"))
+        if sets > nodes:
+            raise self._corrupt("categories for nodes that rise", "others")
         for key in _BY_CATEGORY:
             self._check_count(tree, key, sets)
         for key in _OF_CATEGORIES:
             self._parts[key].append(self._items(tree, key))
+        self._sets.append(sets)
         self._categories.append(len(self._items(tree, "categories")))
-        # The places of a tree's own sets, of which the library makes one after the other.
-        if sets:
-            owners, starts, sizes = (self._whole([self._items(tree, key)], key) for key in _BY_CATEGORY)
-            if starts.min() < 0 or sizes.min() < 0 or (starts + sizes).max() > self._categories[-1]:
-                raise self._corrupt(f"sets among {self._categories[-1]} categories", "others")
-            if owners.min() < 0 or owners.max() >= nodes or (owners[1:] <= owners[:-1]).any():
-                raise self._corrupt("categories for nodes that rise", "others")
-            kinds = self._whole([self._items(tree, "split_type")], "split_type")
-            if int(kinds.sum()) != sets or not kinds[owners].all():
-                raise self._corrupt("categories for the nodes that split by them", "others")
-        elif any(self._items(tree, "split_type")):
-            raise self._corrupt("categories for the nodes that split by them", "none")
 
-    def _whole(self, parts: list[Any], key: str) -> Any:
-        """All of a list's items, as whole numbers."""
-        numpy = self._numpy
-        items = numpy.concatenate([numpy.asarray(part) for part in parts]) if parts else numpy.empty(0, numpy.int64)
-        if items.dtype.kind != "f":
+    def _whole(self, key: str) -> Any:
+        """All of a list's items, as whole numbers of 32 bits if their types fit them, or of 64."""
+        numpy, parts = self._numpy, self._parts[key]
+        items = numpy.concatenate(parts) if len(parts) > 1 else numpy.asarray(parts[0] if parts else ())
+        if items.dtype.kind == "f":
+            if not (numpy.abs(items) < 2**53).all() or (items != numpy.trunc(items)).any():
+                raise self._corrupt(f"whole numbers in {key}", "others")
             return items.astype(numpy.int64)
-        if not (numpy.abs(items) < 2**53).all() or (items != numpy.trunc(items)).any():
-            raise self._corrupt(f"whole numbers in {key}", "others")
-        return items.astype(numpy.int64)
+        return items.astype(numpy.promote_types(items.dtype.newbyteorder("="), numpy.int32), copy=False)
 
     def _check_children(self) -> None:
         numpy = self._numpy
-        left, right, parents, features = (self._whole(self._parts[key], key) for key in _NODE_LISTS)
-        counts = numpy.array(self._nodes)
-        counts_of = numpy.repeat(counts, counts)  # of each node's tree
-        starts_of = numpy.repeat(numpy.cumsum(counts) - counts, counts)
-        is_leaf = left == -1
-        # A leaf may say there which of `leaf_weights` is its own.
-        owns = numpy.repeat(numpy.array(self._has_leaf_lists), counts)
-        if (is_leaf & ((right < -1) | (right >= numpy.where(owns, counts_of, 0)))).any():
+        left, right, parents, features = map(self._whole, _NODE_LISTS)
+        # Half as wide where they fit: what this takes is what it moves.
+        counts = numpy.array(self._nodes, numpy.int32 if len(left) < 1 << 31 else numpy.int64)
+        starts = numpy.cumsum(counts, dtype=counts.dtype) - counts
+        is_split = left != -1
+        if any(self._has_leaf_lists):
+            # A leaf may say there which of `leaf_weights` is its own.
+            ends_of = numpy.repeat(numpy.where(self._has_leaf_lists, counts, 0), counts)
+            is_whole = bool((is_split | (right == -1) | ((right >= 0) & (right < ends_of))).all())
+        else:
+            is_whole = bool((is_split | (right == -1)).all())
+        if not is_whole:
             raise self._corrupt("leaves without children", "a child on the right alone")
-        splits = numpy.flatnonzero(~is_leaf)
+        splits = numpy.flatnonzero(is_split)
         if not len(splits):
             return
-        begins, ends = starts_of[splits], counts_of[splits]
-        children = numpy.concatenate([left[splits], right[splits]])
-        if children.min() < 1 or (children >= numpy.concatenate([ends, ends])).any():
-            raise self._corrupt("children among the nodes", "others")
-        children += numpy.concatenate([begins, begins])
-        own = numpy.concatenate([splits - begins, splits - begins])
-        if (parents[children] != own).any() or int(numpy.bincount(children).max()) > 1:
+        # Of each split: where its tree begins, and of how many nodes it is.
+        of_tree = numpy.diff(numpy.searchsorted(splits, starts), append=len(splits))
+        begins, ends = numpy.repeat(starts, of_tree), numpy.repeat(counts, of_tree)
+        own = (splits - begins).astype(counts.dtype)
+        lefts, rights = left[splits], right[splits]
+        for children in (lefts, rights):
+            if children.min() < 1 or (children >= ends).any():
+                raise self._corrupt("children among the nodes", "others")
+            if (parents.take(children + begins, mode="clip") != own).any():
+                raise self._corrupt("every node below its parent", "another")
+        # One with two parents was found above: what is left is one that is both children of one.
+        if (lefts == rights).any():
             raise self._corrupt("every node below its parent", "another")
         used = features[splits]
         if used.min() < 0:
@@ -244,12 +292,31 @@ class _Trees:
         self.most_features = max(self.most_features, int(used.max()) + 1)
 
     def _check_categories(self) -> None:
-        kinds = self._whole(self._parts["split_type"], "split_type")
-        if ((kinds != 0) & (kinds != 1)).any():
+        numpy = self._numpy
+        kinds = self._whole("split_type")
+        if kinds.min() < 0 or kinds.max() > 1:
             raise self._corrupt("splits by number or by category", "another kind")
-        categories = self._whole(self._parts["categories"], "categories")
+        sets = sum(self._sets)
+        # Every set is of a node that splits by category, and no two of one: so there are as many such nodes in each tree.
+        if numpy.count_nonzero(kinds) != sets:
+            raise self._corrupt("categories for the nodes that split by them", "others")
+        categories = self._whole("categories")
         if len(categories) and not 0 <= categories.min() <= categories.max() < _MOST_CATEGORIES:
             raise self._corrupt(f"categories below {_MOST_CATEGORIES}", "others")
+        if not sets:
+            return
+        owners, begins, sizes = map(self._whole, _BY_CATEGORY)
+        counts = numpy.array(self._nodes)
+        nodes, room = numpy.repeat(counts, self._sets), numpy.repeat(self._categories, self._sets)
+        if begins.min() < 0 or sizes.min() < 0 or (begins > room).any() or (sizes > room - begins).any():
+            raise self._corrupt("sets among the tree's categories", "others")
+        if owners.min() < 0 or (owners >= nodes).any():
+            raise self._corrupt("categories for nodes that rise", "others")
+        owners = owners + numpy.repeat(numpy.cumsum(counts) - counts, self._sets)
+        if (owners[1:] <= owners[:-1]).any():
+            raise self._corrupt("categories for nodes that rise", "others")
+        if not kinds[owners].all():
+            raise self._corrupt("categories for the nodes that split by them", "others")
 
 
 def _inside(values: Values, found: dict[str, Any], key: str) -> dict[str, Any]:
@@ -270,7 +337,8 @@ def _number(values: Values, found: dict[str, Any], key: str, default: int | None
 
 
 def _within(numbers: Numbers, least: int, most: int) -> bool:
-    return not numbers.length or (
-        bool(numbers.items) and all(each == int(each) for each in numbers.items or ()) and least <= min(numbers.items or ())
-        and max(numbers.items or ()) <= most
-    )
+    if not numbers.length or numbers.items is None:
+        return not numbers.length
+    items = require("numpy", "XGBoost models").asarray(numbers.items)
+    # What is not a number is not between any two, and what is infinite neither.
+    return bool((items >= least).all() and (items <= most).all() and (items == items.astype("int64")).all())
