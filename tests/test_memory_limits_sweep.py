@@ -35,8 +35,13 @@ FORMATS = (
     "xgboost",
     "torch",
     "torchscript",
+    "keras",
+    "keras-h5",
+    "savedmodel",
 )
-"""Not Keras and SavedModel: twenty imports of TensorFlow in groups that hardly hold it take longer than all the rest."""
+
+TENSORFLOW = ("keras", "keras-h5", "savedmodel")
+"""Each step imports TensorFlow, which takes ten seconds with a machine to itself: more time than a test of others has."""
 
 SLOW = ("npz", "gguf", "lightgbm", "xgboost")
 """What goes the same way as one of the others, or takes seconds for each step: run by `make test-slow`."""
@@ -57,7 +62,7 @@ STEPS = tuple(
 )
 # More of the first, for what accepts so few deliveries that the steps above are fewer than twenty.
 MORE = tuple(("auto", more) for more in (96, 128, 192, 288, 384))
-FEW = (("auto", 2), ("auto", 24), ("auto", 640), ("path", 128), ("path", 280), ("stream", 280), ("bytes", 128), ("bytes", 700))
+FEW = (("auto", 2), ("auto", 24), ("auto", 640), ("path", 128), ("path", 320), ("stream", 280), ("bytes", 128), ("bytes", 700))
 
 BARE = """
 import importlib, warnings
@@ -122,8 +127,12 @@ class Subject(NamedTuple):
 
 
 def _params() -> list[Any]:
-    marked = {each.values[0]: each for each in each_of(FORMATS)}
-    return [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else marked[kind] for kind in FORMATS]
+    marks: dict[str, list[Any]] = {each.values[0]: list(each.marks) for each in each_of(FORMATS)}
+    for kind in SLOW:
+        marks[kind].append(pytest.mark.slow)
+    for kind in TENSORFLOW:
+        marks[kind].append(pytest.mark.timeout(1200))
+    return [pytest.param(kind, marks=marks[kind]) for kind in FORMATS]
 
 
 @pytest.fixture(scope="module", params=_params())
@@ -161,7 +170,7 @@ def outcomes(subject: Subject, by: str, steps: tuple[tuple[str, int], ...]) -> l
         limit_bytes = bare_bytes + more * MIB
         # What an earlier step learned would hide what the headers say.
         environment = {"MLUP_STREAM_LEARNED": "0"}
-        arguments = {**subject.arguments(), "delivery": delivery, "environment": environment}
+        arguments = {**subject.arguments(), "delivery": delivery, "environment": environment, "timeout_seconds": 300}
         return delivery, more, run_limited(LOAD, limit_bytes=limit_bytes, by=by, **arguments)
 
     with ThreadPoolExecutor(2) as pool:
