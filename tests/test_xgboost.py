@@ -14,7 +14,7 @@ from child import run_child
 from mlup_stream.delivery.kinds import Optimize
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import CorruptModelError
-from mlup_stream.formats import xgboost_values
+from mlup_stream.formats import xgboost_json, xgboost_values
 from mlup_stream.ml.binarization.xgboost import XGBoostBinarizer
 from mlup_stream.ml.binarization.xgboost_checks import _Trees, check
 
@@ -189,6 +189,16 @@ def test_trees_that_are_longer_than_the_window_are_read_whole(monkeypatch: pytes
     for cut in range(1, len(model), len(model) // 60):
         with pytest.raises(CorruptModelError):
             check(io.BytesIO(model[:cut]), "model.ubj", is_json=False)
+
+
+@pytest.mark.parametrize("part_bytes", [1, 20, 1 << 18])
+def test_whole_numbers_are_read_as_by_int(part_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of 1 to 18 digits with and without a sign; anything else is left to who reads them one by one."""
+    monkeypatch.setattr(xgboost_json, "_LONG_PART_BYTES", part_bytes)
+    numbers = [sign * int("1234567890123456789"[:digits]) for digits in range(1, 19) for sign in (1, -1)] + [0, -1, 2147483647]
+    assert list(xgboost_json._whole_numbers(",".join(map(str, numbers)).encode()) or ()) == numbers
+    for other in (b"1.5", b"1,,2", b"1,", b",1", b"-", b"1,-", b"1-2", b"--1", b"1e3", b" 1", b"1234567890123456789", b""):
+        assert xgboost_json._whole_numbers(other) is None
 
 
 def test_lengths_are_held_against_the_file() -> None:

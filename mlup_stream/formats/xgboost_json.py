@@ -12,11 +12,14 @@ import re
 from typing import Any, BinaryIO
 
 from mlup_stream.formats.xgboost_values import MAX_DEPTH, MAX_KEPT_TEXT_BYTES, WINDOW_BYTES, Numbers, OnItem, Values
-from mlup_stream.units import MIB
+from mlup_stream.units import KIB, MIB
 
 __all__ = ["JsonValues"]
 
 _MAX_LIST_BYTES = 1024 * MIB
+_LONG_LIST_BYTES = 4 * KIB
+_LONG_PART_BYTES = 256 * KIB
+_MOST_DIGITS = 18
 _OF_PLAIN_NUMBERS = b"0123456789,.-+eE"
 _SPACE = b" \t\n\r"
 _TOKEN = re.compile(rb'[ \t\n\r]*([{}\[\],:]|"(?:[^"\\]|\\.)*"|[-+0-9.eEinfaNtrulsI]+)', re.DOTALL)
@@ -135,6 +138,8 @@ class JsonValues(Values):
         count = text.count(b",") + 1
         if key not in self._wanted:
             return Numbers(count, None)
+        if len(text) > _LONG_LIST_BYTES and (items := _whole_numbers(text)) is not None:
+            return Numbers(count, items)
         if not text.translate(None, _OF_PLAIN_NUMBERS):
             # A third of the time that `float` takes for each. What JSON does not allow, or a float does not hold, is for `float`.
             with contextlib.suppress(ValueError, OverflowError):
@@ -143,3 +148,36 @@ class JsonValues(Values):
             return Numbers(count, array.array("d", map(float, text.split(b","))))
         except ValueError:
             raise self.corrupt(f"numbers in {key}", repr(text[:20])) from None
+
+
+def _whole_numbers(text: bytes) -> array.array[Any] | None:
+    """A long list of whole numbers, digit by digit of all of them at once; None if it has anything but digits, signs and commas.
+
+    Peak memory: 15 MB beside the numbers, whose list is taken in parts.
+    """
+    try:
+        import numpy
+    except ImportError:  # what wants the numbers has it; without it they are read one by one
+        return None
+    items = array.array("q")
+    at = 0
+    while at <= len(text):
+        end = text.find(b",", at + _LONG_PART_BYTES)
+        end = len(text) if end < 0 else end
+        part = numpy.frombuffer(text, numpy.uint8, end - at, at)
+        ends = numpy.append(numpy.flatnonzero(part == ord(",")), len(part))
+        starts = numpy.append(0, ends[:-1] + 1)
+        if ends[-1] == starts[-1]:
+            return None
+        is_negative = part[starts] == ord("-")
+        digits = ends - starts - is_negative
+        are_digits = numpy.count_nonzero((part >= ord("0")) & (part <= ord("9")))
+        # Every byte is a comma, a sign at a number's beginning or a digit, and no number is without a digit.
+        if digits.min() < 1 or digits.max() > _MOST_DIGITS or are_digits != int(digits.sum()):
+            return None
+        values = numpy.zeros(len(ends), numpy.int64)
+        for index in range(int(digits.max())):
+            values += numpy.where(index < digits, part[ends - 1 - index] - ord("0"), 0).astype(numpy.int64) * 10**index
+        items.frombytes(numpy.where(is_negative, -values, values).tobytes())
+        at = end + 1
+    return items
