@@ -29,6 +29,7 @@ _PEAK, _SETTLED = 2.0, 0.75
 # LightGBM reads a path through two buffers of this size, the second for what the first does not hold, beside the text: files of
 # 1 to 32 MiB took their size and 16 to 33 MiB.
 _READ_BUFFER_BYTES = 16 * MIB
+_CHECK_BYTES = 5 * MIB  # see `lightgbm_checks`: given back before LightGBM begins
 _FIRST_USE_BYTES = 1 * MIB
 _LAST_LINE = b"\npandas_categorical:"
 
@@ -49,6 +50,8 @@ class LightGBMBinarizer(FormatBinarizer):
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
         size_bytes = loaded_file.size_bytes
         peak_bytes, settled_bytes = int(_PEAK * size_bytes), int(_SETTLED * size_bytes)
+        raw_bytes = size_bytes if delivery is Delivery.BYTES and not loaded_file.has_content else 0
+        peak_bytes = max(peak_bytes, raw_bytes + _CHECK_BYTES)
         if delivery is Delivery.PATH and not loaded_file.has_content:
             buffers = 1 if size_bytes <= _READ_BUFFER_BYTES else 2
             peak_bytes = max(peak_bytes, size_bytes + buffers * _READ_BUFFER_BYTES)
