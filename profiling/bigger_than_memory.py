@@ -52,7 +52,7 @@ def rows(arguments: argparse.Namespace, limiter: limiters.Limiter, folder: str) 
             written_bytes = min(size_bytes, _MOST_BYTES.get(case.name, size_bytes))
             common.call("formats:write", case=case.name, path=path, size_bytes=written_bytes)
             try:
-                search = Search(arguments, path, case.format, limiter)
+                search = Search(arguments, path, case.name, limiter)
                 search.learn_the_answer()
                 if bare_bytes is None:
                     bare_bytes = search.run(IMPORTS)["limit_bytes"]

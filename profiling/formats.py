@@ -227,7 +227,7 @@ def prepared(
     from mlup_stream.ml.model import MLupModel
 
     warm_up()
-    binarizer_class(binarization_type_of(detect(LoadedFile(path=path)))).prepare()
+    binarizer_class(binarization_type_of(detect(LoadedFile(path=path)))).prepare_for(dict(options))
     conf = Config(
         storage_type="disk",
         storage_kwargs={"path_to_files": path, "delivery": delivery},

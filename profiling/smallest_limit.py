@@ -34,20 +34,20 @@ SAME = 1e-5
 HEADINGS = ("load by", "smallest limit", "over imports", "over the file", "seconds there", "tries")
 
 
-def attempt(path: str, format_name: str, way: str, optimize: str, ask: str | None) -> dict[str, Any]:
+def attempt(path: str, case_name: str, way: str, optimize: str, ask: str | None) -> dict[str, Any]:
     """Loads and answers once. For a fresh, limited process."""
     import time
 
-    case = formats.case_of_format(format_name)
+    case = formats.case_named(case_name)
     formats.import_modules(case)
     if way == IMPORTS:
-        formats.prepared(path, "auto")
+        formats.prepared(path, "auto", options=case.options)
         return {"seconds": 0.0, "answer": []}
     if way == LIBRARY:
         started = time.monotonic()
         model = case.library(path)
     else:
-        load = formats.prepared(path, way, optimize=optimize)
+        load = formats.prepared(path, way, optimize=optimize, options=case.options)
         started = time.monotonic()
         model = load().model_obj
     answer = answers.answer(model, ask)
@@ -57,10 +57,10 @@ def attempt(path: str, format_name: str, way: str, optimize: str, ask: str | Non
 class Search:
     """The tries of one way."""
 
-    def __init__(self, arguments: argparse.Namespace, path: str, format_name: str, limiter: limiters.Limiter) -> None:
+    def __init__(self, arguments: argparse.Namespace, path: str, case_name: str, limiter: limiters.Limiter) -> None:
         self._arguments = arguments
         self._path = path
-        self._format_name = format_name
+        self._case_name = case_name
         self._limiter = limiter
         self.expected: list[float] | None = None
 
@@ -108,7 +108,7 @@ class Search:
         found: dict[str, Any] = common.call(
             "smallest_limit:attempt",
             path=self._path,
-            format_name=self._format_name,
+            case_name=self._case_name,
             way=way,
             optimize=self._arguments.optimize,
             ask=self._arguments.ask,
@@ -160,11 +160,11 @@ def main() -> int:
     ways = [way.strip() for way in arguments.deliveries.split(",") if way.strip()] or ways
     limiter = limiters.find_limiter()
     common.note(f"limited by: {limiter.name}")
-    search = Search(arguments, path, format_name, limiter)
+    case = formats.case_of_format(format_name)
+    search = Search(arguments, path, case.name, limiter)
     search.learn_the_answer()
     results = [search.run(way) for way in (IMPORTS, *ways)]
     size_bytes = common.size_of(path)
-    case = formats.case_of_format(format_name)
     if arguments.json:
         print(json.dumps({"limiter": limiter.name, "format": format_name, "size_bytes": size_bytes, "limits": results}, indent=2))
     else:
