@@ -14,10 +14,10 @@ import contextlib
 import functools
 import struct
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mlup_stream.memory.overlapping import while_any_runs
 from mlup_stream.units import MIB
 
 __all__ = ["large_blocks_given_back"]
@@ -29,8 +29,21 @@ _LARGE_BYTES = 1 * MIB
 # have become.
 _USUAL_BYTES = 4 * MIB * struct.calcsize("l")
 
-_lock = threading.Lock()
-_depth = 0
+
+def _hold() -> Callable[[], None]:
+    mallopt = _find_mallopt()
+    if mallopt is None:
+        return lambda: None
+    mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+
+    def release() -> None:
+        mallopt(_M_MMAP_THRESHOLD, _USUAL_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 2 * _USUAL_BYTES)
+
+    return release
+
+
+_held = while_any_runs(_hold)
 
 
 @contextlib.contextmanager
@@ -39,20 +52,8 @@ def large_blocks_given_back() -> Iterator[None]:
 
     It holds for the whole process, until the last of several such blocks, in whatever threads, ends.
     """
-    global _depth
-    mallopt = _find_mallopt()
-    with _lock:
-        if _depth == 0 and mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        _depth += 1
-    try:
+    with _held():
         yield
-    finally:
-        with _lock:
-            _depth -= 1
-            if _depth == 0 and mallopt is not None:
-                mallopt(_M_MMAP_THRESHOLD, _USUAL_BYTES)
-                mallopt(_M_TRIM_THRESHOLD, 2 * _USUAL_BYTES)
 
 
 @functools.cache

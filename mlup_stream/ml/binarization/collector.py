@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+from mlup_stream.memory.overlapping import while_any_runs
 
 __all__ = ["collector_paused"]
 
-_lock = threading.Lock()
-_depth = 0
-_was_enabled = False
+
+def _pause() -> Callable[[], None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    return gc.enable if was_enabled else lambda: None
+
+
+_paused = while_any_runs(_pause)
 
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
     """Pauses the collector; when the last of several such blocks, in whatever threads, ends, it is as it was before the first."""
-    global _depth, _was_enabled
-    with _lock:
-        if _depth == 0:
-            _was_enabled = gc.isenabled()
-            gc.disable()
-        _depth += 1
-    try:
+    with _paused():
         yield
-    finally:
-        with _lock:
-            _depth -= 1
-            if _depth == 0 and _was_enabled:
-                gc.enable()
