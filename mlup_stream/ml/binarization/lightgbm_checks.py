@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mlup_stream.formats.lightgbm import CHARACTERS, Checks, LightGBMModel
+from mlup_stream.ml.binarization.kept_arrays import keep_small_arrays
 from mlup_stream.units import KIB
 
 __all__ = ["ArrayChecks"]
@@ -29,7 +30,11 @@ _BY_LEAF = (b"leaf_value=", b"leaf_weight=", b"leaf_count=")
 _BY_NODE_TOO = (b"internal_value=", b"internal_weight=", b"internal_count=")
 _TAIL = (b"is_linear=", b"shrinkage=", b"", b"")
 _LINES = (*_HEAD, *_BY_NODE, *_BY_LEAF, *_BY_NODE_TOO, *_TAIL)
-_KEYS = tuple((column, np.frombuffer(key, np.uint8)) for column, key in enumerate(_LINES[: -len(_TAIL) + 2]))
+# The keys' characters one after the other: in which column each is, how far from its line's beginning, and which ends a key.
+_COLUMN_OF = np.array([column for column, key in enumerate(_LINES) for _ in range(len(key))])
+_OFFSET_OF = np.array([offset for key in _LINES for offset in range(len(key))])
+_CHARACTER_OF = np.frombuffer(b"".join(_LINES), np.uint8)
+_ENDS_KEY = np.flatnonzero(np.frombuffer(b"=", np.uint8) == _CHARACTER_OF)
 _LENGTHS = np.array([len(key) for key in _LINES])
 _TREE, _LEAVES, _CATEGORIES, _FEATURE, _DECISION, _LEFT, _RIGHT, _LINEAR, _SHRINKAGE = (
     _LINES.index(key)
@@ -50,6 +55,9 @@ _MOST_DIGITS = 9  # of more leaves nobody has heard, and 32 bits hold them
 
 class ArrayChecks(Checks):
     """The checks of a walk."""
+
+    def __init__(self) -> None:
+        keep_small_arrays()
 
     def good_trees(self, file: BinaryIO, first: int, model: LightGBMModel) -> tuple[int, int]:
         sizes = model.tree_sizes or ()
@@ -77,12 +85,11 @@ def _are_good(content: bytes, first: int, sizes: Any, features: int) -> bool:
     # All that is no list of numbers becomes part of the number before it, and what comes after a key begins after a space.
     numbers = text.copy()
     numbers[ends] = _ZERO
-    for column, key in _KEYS:
-        places = begins[:, column, None] + np.arange(len(key))
-        if (text[places] != key).any():
-            return False
-        numbers[places] = _ZERO
-        numbers[places[:, -1]] = _SPACE
+    places = begins[:, _COLUMN_OF] + _OFFSET_OF
+    if (text[places] != _CHARACTER_OF).any():
+        return False
+    numbers[places] = _ZERO
+    numbers[places[:, _ENDS_KEY]] = _SPACE
     if numbers.tobytes().translate(None, CHARACTERS):
         return False
     spaces = np.flatnonzero(numbers == _SPACE)

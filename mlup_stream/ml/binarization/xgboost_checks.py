@@ -19,7 +19,7 @@ from mlup_stream.extras import require
 from mlup_stream.formats.xgboost_json import JsonValues
 from mlup_stream.formats.xgboost_layouts import ORDER, AlikeTrees
 from mlup_stream.formats.xgboost_values import Numbers, UbjValues, Values
-from mlup_stream.units import MIB
+from mlup_stream.ml.binarization.kept_arrays import keep_small_arrays
 
 __all__ = ["check"]
 
@@ -35,7 +35,6 @@ _MOST_CATEGORIES = 1 << 24
 _MOST_OUTPUTS = 1_000_000
 _TOGETHER = 1 << 15
 """So many nodes are looked at together, and those of one window more: 4 MB. Of fewer each call costs more than its work."""
-_KEPT_BYTES = 4 * MIB
 
 
 def check(file: BinaryIO, name: str, *, is_json: bool) -> None:
@@ -106,9 +105,7 @@ class _Trees:
 
     def __init__(self, name: str) -> None:
         self._numpy = require("numpy", "XGBoost models")
-        # glibc takes what was let go as the measure of what is worth keeping (M_MMAP_THRESHOLD in mallopt(3)): without this
-        # each of the arrays below is given back and fetched anew, page by page: twice the time. Nothing of it is touched.
-        self._numpy.empty(_KEPT_BYTES, "u1")
+        keep_small_arrays()
         self.count = 0
         self.most_features = 0
         self._begin()
