@@ -210,8 +210,6 @@ def ways_of(path: str) -> tuple[str, list[str]]:
 
     found = detect(LoadedFile(path=path))
     deliveries = binarizer_class(binarization_type_of(found)).deliveries
-    if os.path.isdir(path):
-        return found.value, [LIBRARY, "auto"]
     return found.value, [LIBRARY, "auto", *(kind.value for kind in deliveries)]
 
 
