@@ -189,14 +189,24 @@ def test_the_modules_that_a_pickle_names_are_found(protocol: int) -> None:
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_text_that_speaks_of_a_library_names_no_module(protocol: int) -> None:
-    """Words in a longer string are no module of the model."""
-    data = pickle.dumps(["sklearn or numpy.random", {"uses torch": 1}, "c"], protocol=protocol)
+    """Words in a longer string are no module of the model, nor is a string that is nothing but a library's name."""
+    data = pickle.dumps(["sklearn or numpy.random", {"torch": "keras", "uses torch": "2.1"}, "c", "numpy"], protocol=protocol)
     assert named_modules(io.BytesIO(data), imports.KNOWN) == ()
+
+
+def test_a_class_is_found_whatever_is_remembered_of_its_name() -> None:
+    """With names that came before as text, and without the marks of the memo, as `pickletools.optimize` leaves a pickle."""
+    import logging
+    import pickletools
+
+    data = pickle.dumps(["".join(["Hand", "ler"]), logging.Handler, logging.Handler], protocol=4)
+    for each in (data, pickletools.optimize(data)):
+        assert named_modules(io.BytesIO(each), ["logging"]) == ("logging",)
 
 
 def test_what_is_named_is_looked_for_in_a_bounded_head() -> None:
     """20 names at most, out of 16 KiB at most, whatever the file repeats."""
-    data = b"".join(b"cnumpy.m%d\nx\n" % index for index in range(5000))
+    data = b"".join(b"cnumpy.m%d\nx\n" % index for index in range(5000))  # opcodes of protocol 0
     file = io.BytesIO(data)
     assert len(named_modules(file, ["numpy"])) == 20
     late = io.BytesIO(b"\0" * (16 * KIB) + b"csklearn.tree\nx\n")
