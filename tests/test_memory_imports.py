@@ -16,9 +16,11 @@ from limits import needs_cgroups, run_limited
 from models import by_library, need, onnx_matmuls, remove
 
 from mlup_stream.constants import BinarizationType
+from mlup_stream.errors import MemoryBudgetExceeded
 from mlup_stream.formats.pickle_libraries import named_modules
 from mlup_stream.memory import imports
 from mlup_stream.memory.estimate import Certainty
+from mlup_stream.memory.governor import MemoryGovernor
 from mlup_stream.memory.learned import LearnedStore
 from mlup_stream.ml.binarization.registry import binarizer_class
 from mlup_stream.units import KIB, MIB
@@ -174,6 +176,13 @@ def test_an_import_is_remembered_and_is_no_part_of_a_budget(tmp_path: Path) -> N
     first, second = (run_child(code, path=str(path), environment=environment) for _ in range(2))
     assert [first[:2], second[:2]] == [["RandomForestClassifier", "conservative"], ["RandomForestClassifier", "learned"]]
     assert abs(second[2] - first[2]) <= 16 * MIB
+
+
+def test_an_import_that_runs_out_of_memory_is_the_typed_error() -> None:
+    """Whatever the table said: a `MemoryError` under way becomes the error that names the file and the limit."""
+    governor = MemoryGovernor(learned=False)
+    with pytest.raises(MemoryBudgetExceeded, match=r"model\.txt: an allocation failed"), governor.importing((), name="model.txt"):
+        raise MemoryError
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -164,17 +164,20 @@ class MemoryGovernor:
             MemoryBudgetExceeded: There is less memory than the import takes; nothing has been imported.
         """
         roots = imports.to_import(modules)
-        if not roots:
-            yield
-            return
-        if self.budget.enforced:
+        if roots and self.budget.enforced:
             room = available(dataclasses.replace(self.budget, limit_bytes=None), root=self._root, groups=self._groups)
             admit_import(roots, imports.estimate_of(roots, self.learned), room, name=name)
-        before_bytes = _private_bytes()
-        yield
-        taken_bytes = max(0, _private_bytes() - before_bytes)
-        self._private_at_start_bytes += taken_bytes
-        imports.record(roots, taken_bytes, self.learned)
+        before_bytes = _private_bytes() if roots else 0
+        try:
+            yield
+        except MemoryBudgetExceeded:
+            raise
+        except MemoryError as error:
+            raise _allocation_failed(name, None, self.available()) from error
+        if roots:
+            taken_bytes = max(0, _private_bytes() - before_bytes)
+            self._private_at_start_bytes += taken_bytes
+            imports.record(roots, taken_bytes, self.learned)
 
     def weigh(self, estimates: Mapping[str, Estimate | None], **load: Any) -> tuple[Weighed, ...]:
         """Each delivery against every limit, nothing admitted: the rows of `mlup-stream plan`.
@@ -304,7 +307,8 @@ class MemoryGovernor:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                raise _allocation_failed(name, watch, hard, self.available()) from error
+                watch.stop()
+                raise _allocation_failed(name, hard, self.available()) from error
 
     def _refined(
         self,
@@ -357,8 +361,7 @@ def _measured(report: MemoryReport) -> Measured | None:
     )
 
 
-def _allocation_failed(name: str, watch: Watch, hard: Limit | None, room: Available) -> MemoryBudgetExceeded:
-    watch.stop()
+def _allocation_failed(name: str, hard: Limit | None, room: Available) -> MemoryBudgetExceeded:
     limit = hard if hard is not None else room.tightest
     left_bytes = None if limit is None else limit.available_bytes
     return MemoryBudgetExceeded(

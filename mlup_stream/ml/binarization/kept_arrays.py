@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from mlup_stream.extras import require
 from mlup_stream.units import MIB
 
@@ -17,4 +19,5 @@ def keep_small_arrays() -> None:
     Without this each array of a check is given back and fetched anew, page by page: 1.3 to 2 times the time. Nothing of it is
     touched.
     """
-    require("numpy", "checks of models").empty(_KEPT_BYTES, "u1")
+    with contextlib.suppress(MemoryError):  # where there is no room for it, there is none for keeping anything
+        require("numpy", "checks of models").empty(_KEPT_BYTES, "u1")

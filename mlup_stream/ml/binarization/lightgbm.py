@@ -44,7 +44,9 @@ class LightGBMBinarizer(FormatBinarizer):
     @classmethod
     def prepare(cls) -> None:
         require("lightgbm", "LightGBM models")
-        _checks()
+        from mlup_stream.ml.binarization import lightgbm_checks  # which imports NumPy, as LightGBM does
+
+        del lightgbm_checks
 
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
@@ -85,7 +87,7 @@ class LightGBMBinarizer(FormatBinarizer):
 
 
 def _checks() -> Checks:
-    from mlup_stream.ml.binarization.lightgbm_checks import ArrayChecks  # which imports NumPy, as LightGBM does
+    from mlup_stream.ml.binarization.lightgbm_checks import ArrayChecks
 
     return ArrayChecks()
 
