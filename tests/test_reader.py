@@ -47,12 +47,15 @@ def test_what_the_reader_brought_in_goes(fd: int) -> None:
 
 
 def test_what_was_cached_before_stays(fd: int) -> None:
-    """cached after = cached before = 1, but for a page or two that the kernel took itself: another worker may be using it."""
+    """cached after = cached before = 1: another worker may be using it."""
     size_bytes = os.fstat(fd).st_size
-    os.pread(fd, size_bytes, 0)
-    assert (cached_fraction(fd) or 0.0) >= 0.99
+    for _ in range(10):  # the kernel was seen to leave out a page of 1024
+        os.pread(fd, size_bytes, 0)
+        if cached_fraction(fd) == 1.0:
+            break
+    assert cached_fraction(fd) == 1.0
     assert _read_whole(f"/proc/self/fd/{fd}") == size_bytes
-    assert (cached_fraction(fd) or 0.0) >= 0.99
+    assert cached_fraction(fd) == 1.0
 
 
 def test_the_share_of_a_file_that_is_cached_in_part(fd: int) -> None:
