@@ -162,16 +162,11 @@ def admit_import(libraries: tuple[str, ...], estimate: Estimate, room: Available
     weighed = _weigh("import", estimate, room)
     if weighed.fits or weighed.limit is None:
         return
-    limit = weighed.limit
-    enough_bytes = limit.used_bytes + (weighed.needed_bytes or 0)
-    raise MemoryBudgetExceeded(
-        f"{name}: importing {', '.join(libraries)} alone needs {_size(weighed.needed_bytes)} of {limit.counts.value},"
-        f" {_size(weighed.available_bytes)} is left of {limit}; it takes {limit.name} at {_size(enough_bytes)} or more,"
-        " and what the model needs on top",
-        needed_bytes=weighed.needed_bytes,
-        available_bytes=weighed.available_bytes,
-        limit=limit,
-        enough_bytes=enough_bytes,
+    raise _exceeded(
+        weighed,
+        f"{name}: importing {', '.join(libraries)} alone needs",
+        "",
+        f"it takes {weighed.limit.name} at {_size(_enough_bytes(weighed))} or more, and what the model needs on top",
     )
 
 
@@ -192,24 +187,33 @@ def _refusal(candidates: list[Weighed], considered: tuple[Weighed, ...], name: s
         return (each.needed_bytes or 0) - (each.available_bytes or 0)
 
     closest = min(candidates, key=shortfall_bytes)
-    limit = closest.limit
-    assert limit is not None  # what does not fit, does not fit a limit
-    enough_bytes = limit.used_bytes + (closest.needed_bytes or 0)
+    assert closest.limit is not None  # what does not fit, does not fit a limit
     would_fit = tuple(each.delivery for each in considered if each.known and each.fits)
     if would_fit:
         advice = f"it would fit by {' or '.join(would_fit)}: ask for that, or for auto"
     else:
-        advice = f"it would fit with {limit.name} at {_size(enough_bytes)} or more"
+        advice = f"it would fit with {closest.limit.name} at {_size(_enough_bytes(closest))} or more"
+    more = {"delivery": closest.delivery, "would_fit": would_fit, "considered": considered}
+    return _exceeded(closest, f"{name}: needs", f" by delivery {closest.delivery}", advice, **more)
+
+
+def _enough_bytes(weighed: Weighed) -> int:
+    """Where the limit would have to be."""
+    return (weighed.limit.used_bytes if weighed.limit is not None else 0) + (weighed.needed_bytes or 0)
+
+
+def _exceeded(weighed: Weighed, who_needs: str, how: str, advice: str, **more: Any) -> MemoryBudgetExceeded:
+    """The error for what does not fit: needed, left of which limit, and what to do."""
+    limit = weighed.limit
+    counted = limit.counts.value if limit is not None else "memory"
     return MemoryBudgetExceeded(
-        f"{name}: needs {_size(closest.needed_bytes)} of {limit.counts.value} by delivery {closest.delivery},"
-        f" {_size(closest.available_bytes)} is left of {limit}; {advice}",
-        needed_bytes=closest.needed_bytes,
-        available_bytes=closest.available_bytes,
+        f"{who_needs} {_size(weighed.needed_bytes)} of {counted}{how},"
+        f" {_size(weighed.available_bytes)} is left of {limit}; {advice}",
+        needed_bytes=weighed.needed_bytes,
+        available_bytes=weighed.available_bytes,
         limit=limit,
-        delivery=closest.delivery,
-        enough_bytes=enough_bytes,
-        would_fit=would_fit,
-        considered=considered,
+        enough_bytes=_enough_bytes(weighed),
+        **more,
     )
 
 
