@@ -190,6 +190,7 @@ def test_the_fast_check_of_children_is_the_slow_one() -> None:
             below[source.randrange(len(below))] = source.randrange(-leaves - 1, leaves + 1)
         left, right = (" ".join(map(str, half)).encode() for half in (below[: leaves - 1], below[leaves - 1 :]))
         expected = Checks().are_children(left, right, leaves)
+        assert ArrayChecks().are_children(left, right, leaves) == expected
         assert _are_forest(numpy.array(below), numpy.array([leaves - 1])) == expected
         # A good tree before it and after it does not hide what is wrong.
         good = [1, -3, -1, -2]

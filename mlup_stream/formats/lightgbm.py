@@ -26,7 +26,6 @@ _MAX_LINE_BYTES = 64 * MIB
 _MAX_CLASSES = 1_000_000
 CHARACTERS = b"0123456789+-.eE "
 """Of a list of numbers."""
-_EVEN_DIGITS = b"02468 "
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _NUMBER = re.compile(rb"[-+]?(?:inf|nan|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)")
 _PARAMETER = re.compile(rb"\[\w+: [^\x00-\x1f]*\]")
@@ -81,7 +80,7 @@ def walk(file: BinaryIO, name: str, checks: Checks | None = None) -> LightGBMMod
     Args:
         file: From where it stands.
         name: What to call it in a message.
-        checks: Faster ones than those below, which are most of the work.
+        checks: Faster ones than those below.
 
     Raises:
         CorruptModelError: It is cut off, or something in it would make LightGBM read what is not there.
@@ -114,7 +113,7 @@ def walk(file: BinaryIO, name: str, checks: Checks | None = None) -> LightGBMMod
 
 
 class Checks:
-    """What is asked of the lists of a tree, each as its text: numbers with one space between."""
+    """The two checks that are most of the work, for who has faster ones."""
 
     def good_trees(self, file: BinaryIO, first: int, model: LightGBMModel) -> tuple[int, int]:
         """Goes on from tree `first`, where the file stands, over as many trees at once as it likes.
@@ -125,35 +124,13 @@ class Checks:
         """
         return 0, 0
 
-    def are_numbers(self, value: bytes, count: int) -> bool:
-        """Whether these are `count` numbers, each of which begins with a digit: what LightGBM reads to its end.
-
-        It looks at no number by itself. False also for infinity and where there are more spaces.
-        """
-        if value.translate(None, CHARACTERS):
-            return False
-        zeros = value.translate(_DIGITS_TO_ZERO)
-        return zeros.count(b" 0") + zeros.count(b" -0") + zeros.startswith((b"0", b"-0")) == count
-
-    def range_of(self, value: bytes) -> tuple[int, int]:
-        """The lowest and the highest of whole numbers, of which there are few different ones.
-
-        Raises:
-            ValueError: They are something else.
-        """
-        found = set(map(int, set(value.split())))
-        return min(found), max(found)
-
-    def any_odd(self, value: bytes) -> bool:
-        """Whether one of some whole numbers is odd, with the same error."""
-        if not value.translate(None, _EVEN_DIGITS):
-            return False
-        return any(number & 1 for number in set(map(int, set(value.split()))))
-
     def are_children(self, left: bytes, right: bytes, leaves: int) -> bool:
-        """Whether every leaf and every node but the root lies below exactly one node, with the same error.
+        """Whether every leaf and every node but the root lies below exactly one node.
 
         Then whoever goes down from the root arrives at a leaf. Nodes count from 0, which is the root; leaves from -1 down.
+
+        Raises:
+            ValueError: They are no whole numbers.
         """
         found = list(map(int, left.split())) + list(map(int, right.split()))
         nodes = leaves - 1
@@ -299,7 +276,7 @@ def _check_lists(lines: _Lines, tree: _Tree) -> None:
     lists = [(key, tree.values[key]) for key in tree.values if key in _LISTS]
     counts = [value.count(b" ") + 1 if value else 0 for _, value in lists]
     # All in one: a call for each list of a small tree would take longer than the work.
-    if not lines.checks.are_numbers(b" ".join(value for _, value in lists if value), sum(counts)):
+    if not _are_numbers(b" ".join(value for _, value in lists if value), sum(counts)):
         for key, value in lists:
             if not all(_NUMBER.fullmatch(each) for each in value.split()):
                 raise lines.corrupt(f"numbers in {key.decode()} of tree {tree.number}", "something else")
@@ -311,6 +288,17 @@ def _check_lists(lines: _Lines, tree: _Tree) -> None:
             raise lines.corrupt(f"{expected} values of {key.decode()} in tree {tree.number}", str(count))
 
 
+def _are_numbers(value: bytes, count: int) -> bool:
+    """Whether these are numbers with one space between, each of which begins with a digit: what the library reads to its end.
+
+    Fast: it looks at no number by itself. False also for infinity and where there are more spaces.
+    """
+    if value.translate(None, CHARACTERS):
+        return False
+    zeros = value.translate(_DIGITS_TO_ZERO)
+    return zeros.count(b" 0") + zeros.count(b" -0") + zeros.startswith((b"0", b"-0")) == count
+
+
 def _integers(lines: _Lines, tree: _Tree, key: bytes) -> list[int]:
     try:
         return list(map(int, tree.values.get(key, b"").split()))
@@ -318,35 +306,26 @@ def _integers(lines: _Lines, tree: _Tree, key: bytes) -> list[int]:
         raise lines.corrupt(f"whole numbers in {key.decode()} of tree {tree.number}", "others") from None
 
 
-def _range(lines: _Lines, tree: _Tree, key: bytes) -> tuple[int, int]:
-    """The lowest and the highest of a list of whole numbers; two zeros of an empty one."""
-    value = tree.values.get(key, b"").strip()
+def _few(lines: _Lines, tree: _Tree, key: bytes) -> set[int]:
+    """The different numbers of a list that has few of them: much faster than all of them."""
     try:
-        return lines.checks.range_of(value) if value else (0, 0)
+        return set(map(int, set(tree.values.get(key, b"").split())))
     except ValueError:
         raise lines.corrupt(f"whole numbers in {key.decode()} of tree {tree.number}", "others") from None
 
 
-def _has_categories(lines: _Lines, tree: _Tree) -> bool:
-    value = tree.values.get(b"decision_type", b"").strip()
-    try:
-        return tree.category_sets != 0 or (bool(value) and lines.checks.any_odd(value))
-    except ValueError:
-        raise lines.corrupt(f"whole numbers in decision_type of tree {tree.number}", "others") from None
-
-
 def _check_nodes(lines: _Lines, tree: _Tree, features: int) -> None:
     """Every index of a node leads to something that is there."""
-    lowest, highest = _range(lines, tree, b"split_feature")
-    if not 0 <= lowest <= highest < features:
+    used = _few(lines, tree, b"split_feature")
+    if not 0 <= min(used) <= max(used) < features:
         raise lines.corrupt(f"tree {tree.number} to split on one of {features} features", "another")
     try:
         are_children = lines.checks.are_children(tree.values[b"left_child"], tree.values[b"right_child"], tree.leaves)
-    except ValueError:
+    except (ValueError, DeprecationWarning):  # the latter from numpy, where warnings are errors
         are_children = False
     if not are_children:
         raise lines.corrupt(f"every node and leaf of tree {tree.number} below one node", "something else")
-    if not _has_categories(lines, tree):
+    if tree.category_sets == 0 and not any(decision & 1 for decision in _few(lines, tree, b"decision_type")):
         return
     boundaries = _integers(lines, tree, b"cat_boundaries")
     ends = (tree.category_sets + 1, 0, len(_integers(lines, tree, b"cat_threshold")))
@@ -364,10 +343,10 @@ def _check_linear(lines: _Lines, tree: _Tree, features: int) -> None:
     """The models in the leaves of a linear tree."""
     if tree.values.get(b"is_linear", b"0") != b"1":
         return
-    lowest, highest = _range(lines, tree, b"leaf_features")
+    used = _few(lines, tree, b"leaf_features") or {0}
     counts = [len(tree.values.get(key, b"").split()) for key in (b"leaf_features", b"leaf_coeff")]
     wanted = _integers(lines, tree, b"num_features")
-    if not 0 <= lowest <= highest < features or min(wanted, default=0) < 0 or counts != [sum(wanted)] * 2:
+    if not 0 <= min(used) <= max(used) < features or min(wanted, default=0) < 0 or counts != [sum(wanted)] * 2:
         raise lines.corrupt(f"the leaves of tree {tree.number} to have models of {features} features", "others")
 
 

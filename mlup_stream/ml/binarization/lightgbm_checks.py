@@ -71,6 +71,10 @@ class ArrayChecks(Checks):
         is_good = len(content) == size_bytes and _are_good(content, first, np.array(sizes[first:last]), model.features)
         return last - first, size_bytes if is_good else 0
 
+    def are_children(self, left: bytes, right: bytes, leaves: int) -> bool:
+        found = np.fromstring(left + b" " + right, dtype=np.int64, sep=" ")
+        return len(found) == 2 * (leaves - 1) and _are_forest(found, np.array([leaves - 1]))
+
 
 def _are_good(content: bytes, first: int, sizes: Any, features: int) -> bool:
     """Whether these are whole trees of the ordinary kind with nothing wrong in them; False also for what is only unusual."""
