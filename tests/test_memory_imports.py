@@ -144,10 +144,9 @@ def test_the_table_knows_what_an_import_takes(library: str) -> None:
     assert data_bytes <= estimated_data_bytes + 8 * MIB  # a thread's stack
 
 
-def test_what_was_measured_judges_the_next_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_measured_judges_the_next_import(tmp_path: Path) -> None:
     """The table is for the first import; a measurement replaces it, but for one that something else fell into."""
     store = LearnedStore(str(tmp_path), enabled=True)
-    monkeypatch.setattr(imports, "to_import", lambda modules: tuple(modules))
     by_table = imports.estimate_of(("numpy",), store)
     imports.record(("numpy",), by_table.peak_anon_bytes // 2, store)
     learned = imports.estimate_of(("numpy",), store)
