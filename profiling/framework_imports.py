@@ -9,55 +9,76 @@ processor and with all. "estimated" is what the table in `imports` comes to for 
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
+import json
 import os
-import warnings
+import subprocess
+import sys
+from collections.abc import Iterable
 from typing import Any
 
-from common import call, machine, table
+from common import machine, table
 
+from mlup_stream.memory import imports
+from mlup_stream.units import format_bytes
+
+MODULES = {
+    "keras": ("tensorflow", "keras"),
+    "safetensors": ("safetensors.numpy",),
+    "sklearn": ("sklearn.ensemble",),
+}
+"""What a model's own loading imports, where that is not the library's name alone."""
+
+# In an interpreter that has imported nothing else: what two libraries share would be missing from the second.
+_MEASURE = """
+import importlib, json, os, sys, warnings
+warnings.simplefilter("ignore")
+processors, *modules = sys.argv[1:]
+if processors != "all":
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(processors)])
 from mlup_stream.memory import imports
 from mlup_stream.memory.learned import LearnedStore
 from mlup_stream.memory.limit import Counts
 from mlup_stream.memory.proc import status
-from mlup_stream.units import format_bytes
+estimate = imports.estimate_of(imports.to_import(modules), LearnedStore(enabled=False))
+before = status()
+for module in modules:
+    importlib.import_module(module)
+after = status()
+print(json.dumps({
+    "anon": after["RssAnon"] - before["RssAnon"],
+    "data": after["VmData"] - before["VmData"],
+    "estimated_anon": estimate.needed_bytes(Counts.PRIVATE),
+    "estimated_data": estimate.needed_bytes(Counts.DATA),
+}))
+"""
 
-# What a model's own loading imports, where that is not the library's name alone.
-_MODULES = {"sklearn": "sklearn.ensemble", "safetensors": "safetensors.numpy"}
+
+def modules_of(library: str) -> tuple[str, ...]:
+    return MODULES.get(library, (library,))
 
 
-def measure(module: str, processors: int | None) -> dict[str, int]:
-    """What importing `module` takes in this process, in bytes."""
-    if processors is not None:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processors])
-    estimate = imports.estimate_of(imports.to_import([module]), LearnedStore(enabled=False))
-    before = status()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        importlib.import_module(module)
-    after = status()
-    return {
-        "anon": after["RssAnon"] - before["RssAnon"],
-        "data": after["VmData"] - before["VmData"],
-        "estimated_anon": estimate.needed_bytes(Counts.PRIVATE),
-        "estimated_data": estimate.needed_bytes(Counts.DATA),
-    }
+def measure(modules: Iterable[str], processors: int | str = "all") -> dict[str, int]:
+    """What importing `modules` takes in a fresh interpreter, and what it is said to take, in bytes."""
+    command = [sys.executable, "-c", _MEASURE, str(processors), *modules]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", nargs="*", help="which; all that are known and installed by default")
-    # Keras is nothing without its backend.
-    chosen = parser.parse_args().library or sorted(imports.KNOWN - {"keras"})
+    chosen = parser.parse_args().library or sorted(imports.KNOWN)
     rows: list[tuple[Any, ...]] = []
     for library in chosen:
         if importlib.util.find_spec(library) is None:
             continue
-        module = _MODULES.get(library, library)
-        alone, found = (call("framework_imports:measure", module=module, processors=count) for count in (1, None))
+        modules = modules_of(library)
+        alone, found = (measure(modules, count) for count in (1, "all"))
         sizes = (found["anon"], found["estimated_anon"], alone["data"], found["data"], found["estimated_data"])
-        rows.append((module, *map(format_bytes, sizes)))
+        rows.append((", ".join(modules), *map(format_bytes, sizes)))
     headings = ("import", "private", "estimated", "address space, 1 processor", "all", "estimated")
     print(table(headings, rows))
     print()

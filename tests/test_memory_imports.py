@@ -26,6 +26,7 @@ from mlup_stream.ml.binarization.registry import binarizer_class
 from mlup_stream.units import KIB, MIB
 
 on_linux = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory figures and limits as Linux has them")
+PROFILING = Path(__file__).resolve().parent.parent / "profiling"
 LIBRARIES = ("numpy", "joblib", "sklearn", "onnx", "onnxruntime", "lightgbm", "xgboost", "safetensors", "gguf", "h5py")
 MARKED = [
     *LIBRARIES,
@@ -61,9 +62,6 @@ SMALL_MODELS: dict[str, tuple[str, Any, tuple[int, ...]]] = {
     "torch": ("m.pt", by_library("torch_state_dict"), (16, 140, 152, 158, 164, 200, 236, 600)),
     "tensorflow": ("m.keras", by_library("keras"), (16, 220, 240, 248, 256, 290, 390, 900)),
 }
-
-# What a model's own loading imports, where that is not the library's name alone.
-MODULES = {"keras": ["tensorflow", "keras"], "sklearn": ["sklearn.ensemble"], "safetensors": ["safetensors.numpy"]}
 
 LOAD = """
 import sys
@@ -114,38 +112,23 @@ def test_a_library_that_does_not_fit_is_refused_rather_than_killed(library: str,
 
 @on_linux
 @pytest.mark.parametrize("library", MARKED)
-def test_the_table_knows_what_an_import_takes(library: str) -> None:
+def test_the_table_knows_what_an_import_takes(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """measured <= estimated <= measured * 1.1 + 4 MiB of private memory, and no less address space than is used."""
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"needs {library}")
-    private_bytes, data_bytes, estimated_bytes, estimated_data_bytes = run_child(
-        """
-        import importlib, warnings
-        warnings.simplefilter("ignore")
-        from mlup_stream.memory import imports
-        from mlup_stream.memory.learned import LearnedStore
-        from mlup_stream.memory.limit import Counts
-        from mlup_stream.memory.proc import status
-        roots = imports.to_import(modules)
-        estimate = imports.estimate_of(roots, LearnedStore(enabled=False))
-        before = status()
-        for module in modules:
-            importlib.import_module(module)
-        after = status()
-        answer([
-            after["RssAnon"] - before["RssAnon"], after["VmData"] - before["VmData"],
-            estimate.needed_bytes(Counts.PRIVATE), estimate.needed_bytes(Counts.DATA),
-        ])
-        """,
-        modules=MODULES.get(library, [library]),
-        environment={"TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
+    monkeypatch.syspath_prepend(PROFILING)
+    from framework_imports import measure, modules_of
+
+    found = measure(modules_of(library))
+    private_bytes, data_bytes = found["anon"], found["data"]
+    estimated_bytes, estimated_data_bytes = found["estimated_anon"], found["estimated_data"]
     assert private_bytes <= estimated_bytes <= private_bytes * 1.1 + 4 * MIB
     assert data_bytes <= estimated_data_bytes + 8 * MIB  # a thread's stack
 
 
 def test_what_was_measured_judges_the_next_import(tmp_path: Path) -> None:
     """The table is for the first import; a measurement replaces it, but for one that something else fell into."""
+    pytest.importorskip("numpy", reason="is what was imported")
     store = LearnedStore(str(tmp_path), enabled=True)
     by_table = imports.estimate_of(("numpy",), store)
     imports.record(("numpy",), by_table.peak_anon_bytes // 2, store)

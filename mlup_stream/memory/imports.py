@@ -1,6 +1,6 @@
 """What importing a library takes, said before it is imported: a framework alone can be more than a small server has.
 
-A model's file may be small and its framework not: importing TensorFlow takes 223 MiB of private memory before the first byte of a
+A model's file may be small and its framework not: importing TensorFlow takes 220 MiB of private memory before the first byte of a
 model is read, and the kernel kills a process in which that does not fit, whatever was planned for the model.
 
 The first import on a machine is judged by `_COSTS`; each one that is measured is remembered, and judges the next.
@@ -38,8 +38,9 @@ class _Cost(NamedTuple):
     needs: tuple[str, ...] = ("numpy",)
 
 
-# As `profiling/framework_imports.py` prints it, rounded up. Linux, Python 3.11, NumPy 2.4, scikit-learn 1.9, onnxruntime 1.32,
-# torch 2.13 (CPU), TensorFlow 2.21, LightGBM 4.7, XGBoost 3.2.
+# What `profiling/framework_imports.py` prints, and up to 4 MiB more, for an interpreter that has imported less of the standard
+# library. Linux, Python 3.11, NumPy 2.4, scikit-learn 1.9, onnxruntime 1.32, torch 2.13 (CPU), TensorFlow 2.21, LightGBM 4.7,
+# XGBoost 3.2.
 _COSTS = {
     "numpy": _Cost(9, 34, 40, needs=()),
     "joblib": _Cost(9),
@@ -69,7 +70,7 @@ def to_import(modules: Iterable[str]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for module in modules:
         for root in _closure(module.partition(".")[0]):
-            if root not in sys.modules and _is_installed(root):
+            if root not in sys.modules and _origin(root) is not None:
                 found[root] = None
     return tuple(found)
 
@@ -82,11 +83,8 @@ def _closure(root: str) -> Iterator[str]:
         yield root
 
 
-def _is_installed(root: str) -> bool:
-    return _origin(root) is not None
-
-
 def _origin(root: str) -> str | None:
+    """The file that importing it begins with; None if it is not installed."""
     try:
         spec = importlib.util.find_spec(root)
     except (ImportError, ValueError):
