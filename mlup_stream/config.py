@@ -25,7 +25,7 @@ from mlup_stream.constants import BinarizationType, Optimize, StorageType
 from mlup_stream.delivery.kinds import Mapping as MappingPolicy
 from mlup_stream.errors import ConfigError
 from mlup_stream.memory.budget import Budget
-from mlup_stream.ml.binarization.registry import AUTO, binarizer_class, storage_class
+from mlup_stream.registry import AUTO, binarizer_class, storage_class
 
 __all__ = [
     "Config",

@@ -16,9 +16,9 @@ from mlup_stream.config import (
 )
 from mlup_stream.constants import Delivery, StorageType
 from mlup_stream.errors import ModelLoadError
-from mlup_stream.ml.binarization.registry import storage_class
 from mlup_stream.ml.empty import EmptyModel
 from mlup_stream.ml.model import MLupModel
+from mlup_stream.registry import storage_class
 
 __all__ = ["UP", "load"]
 

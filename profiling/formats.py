@@ -206,7 +206,7 @@ def ways_of(path: str) -> tuple[str, list[str]]:
     """The file's format as detection finds it, and: the library's own call, `auto`, every delivery that is accepted."""
     from mlup_stream.delivery.loaded_file import LoadedFile
     from mlup_stream.ml.binarization.detection import detect
-    from mlup_stream.ml.binarization.registry import binarization_type_of, binarizer_class
+    from mlup_stream.registry import binarization_type_of, binarizer_class
 
     found = detect(LoadedFile(path=path))
     deliveries = binarizer_class(binarization_type_of(found)).deliveries
@@ -221,8 +221,8 @@ def prepared(
     from mlup_stream.config import Config
     from mlup_stream.delivery.loaded_file import LoadedFile
     from mlup_stream.ml.binarization.detection import detect
-    from mlup_stream.ml.binarization.registry import binarization_type_of, binarizer_class
     from mlup_stream.ml.model import MLupModel
+    from mlup_stream.registry import binarization_type_of, binarizer_class
 
     warm_up()
     binarizer_class(binarization_type_of(detect(LoadedFile(path=path)))).prepare_for(dict(options))

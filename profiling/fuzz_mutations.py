@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Sequence
 from random import Random
 
-from mlup_stream.formats.protobuf import encode_varint
+from mlup_stream.formats.onnx.wire import encode_varint
 
 __all__ = ["mutate"]
 

@@ -18,7 +18,7 @@ import zlib
 from collections import OrderedDict
 from typing import Any
 
-from mlup_stream.formats.protobuf import encode_field, encode_varint
+from mlup_stream.formats.onnx.wire import encode_field, encode_varint
 
 __all__ = ["seeds"]
 

@@ -8,8 +8,8 @@ import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mlup_stream.formats.detect import recognise
 from mlup_stream.formats.peek import Peek
+from mlup_stream.formats.recognition.detect import recognise
 
 __all__ = ["TARGETS", "Target", "Wrong"]
 
@@ -56,11 +56,11 @@ def _hold(condition: bool, what: str) -> None:
 
 
 def _pickle(data: bytes, given: Any) -> str:
-    return _checked_pickle(data, _of("pickle", "walk")(given))
+    return _checked_pickle(data, _of("pickles.frames", "walk")(given))
 
 
 def _pickle_in_frames(data: bytes, given: Any) -> str:
-    found = _of("pickle", "scan")(given)
+    found = _of("pickles.frames", "scan")(given)
     _hold(found.whole and len(found.fetched) <= len(data), "the whole pickle, and no more memo indices than opcodes")
     return _checked_pickle(data, found)
 
@@ -74,14 +74,14 @@ def _checked_pickle(data: bytes, found: Any) -> str:
 
 
 def _joblib(data: bytes, given: Any) -> str:
-    found = _of("joblib", "survey")(given)
+    found = _of("pickles.joblib", "survey")(given)
     _hold(0 <= found.payload_bytes <= len(data), "payload within the file")
     _hold(found.payload_bytes + found.structure_bytes == len(data), "parts and whole")
     return f"{'whole' if found.whole else 'given up'}, {min(found.arrays, 2)} arrays"
 
 
 def _onnx(data: bytes, given: Any) -> str:
-    walk = _of("onnx", "walk")
+    walk = _of("onnx.layout", "walk")
     layout = walk(given, min_payload_bytes=_MIN_PAYLOAD_BYTES)
     for tensor in layout.tensors:
         _hold(0 <= tensor.field.start < tensor.field.body <= tensor.field.stop <= len(data), "a tensor within the file")
@@ -99,12 +99,12 @@ def _onnx(data: bytes, given: Any) -> str:
 
 def _without_payloads(data: bytes, layout: Any, movable: set[Any]) -> None:
     """The model that is written anew for a runtime has to be one too, with the same tensors, elsewhere."""
-    external, source = importlib.import_module("mlup_stream.formats.onnx_external"), _of("source", "Source")
+    external, source = importlib.import_module("mlup_stream.formats.onnx.external"), _of("source", "Source")
     with source(data) as opened:
         written = external.without_payloads(
             opened, layout, lambda tensor: external.Place("f", tensor.payload.body) if tensor.field in movable else None
         )
-    again = _of("onnx", "walk")(written, min_payload_bytes=_MIN_PAYLOAD_BYTES)
+    again = _of("onnx.layout", "walk")(written, min_payload_bytes=_MIN_PAYLOAD_BYTES)
     found = [tensor for tensor in again.tensors if tensor.external.get("location") == "f"]
     _hold(len(found) >= len(movable), "as many external tensors as were moved")
 
@@ -119,27 +119,27 @@ def _zip(data: bytes, given: Any) -> str:
 
 
 def _safetensors(data: bytes, given: Any) -> str:
-    header = _of("safetensors", "read_header")(given)
+    header = _of("arrays.safetensors", "read_header")(given)
     _hold(header.header_bytes + header.payload_bytes == len(data), "header and tensors are the file")
     _hold(all(header.header_bytes <= each.start <= each.stop <= len(data) for each in header.tensors), "tensors within the file")
     return f"{min(len(header.tensors), 2)} tensors"
 
 
 def _safetensors_index(data: bytes, given: Any) -> str:
-    files = _of("safetensors", "read_index")(given)
+    files = _of("arrays.safetensors", "read_index")(given)
     _hold(all(name and "/" not in name and "\\" not in name for name in files), "names of files beside the index")
     return f"{min(len(files), 2)} files"
 
 
 def _npy(data: bytes, given: Any) -> str:
-    header = _of("npy", "read_header")(given)
+    header = _of("arrays.npy", "read_header")(given)
     _hold(0 < header.data_start <= header.data_start + header.data_bytes <= len(data), "an array within the file")
     _hold(header.alignment > 0 and header.item_bytes >= 0, "an alignment")
     return f"{'objects' if header.has_objects else 'numbers'}, version {header.version[0]}"
 
 
 def _npz(data: bytes, given: Any) -> str:
-    read_members, open_member = _of("npz", "read_members"), _of("npz", "open_member")
+    read_members, open_member = _of("arrays.npz", "read_members"), _of("arrays.npz", "open_member")
     file = io.BytesIO(data) if given is data else given
     members = read_members(file, "input")
     for member in members:
@@ -151,7 +151,7 @@ def _npz(data: bytes, given: Any) -> str:
 
 
 def _gguf(data: bytes, given: Any) -> str:
-    header = _of("gguf", "read_header")(given)
+    header = _of("arrays.gguf", "read_header")(given)
     for tensor in header.tensors:
         _hold(0 <= tensor.start <= tensor.start + tensor.size_bytes <= len(data), "a tensor within the file")
     return f"{min(len(header.tensors), 2)} tensors"

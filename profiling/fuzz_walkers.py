@@ -126,7 +126,7 @@ def _raised_in(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None:
         folder, _, file = trace.tb_frame.f_code.co_filename.rpartition(os.sep)
-        if folder.endswith("formats") and file != "source.py":
+        if f"{os.sep}mlup_stream{os.sep}formats" in folder and file != "source.py":
             found = f"{file[:-3]}.{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found

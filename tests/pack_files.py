@@ -13,7 +13,7 @@ import pytest
 
 from mlup_stream.constants import Delivery, LoadedFile
 from mlup_stream.formats.kinds import Format
-from mlup_stream.ml.binarization.registry import binarization_type_of, binarizer_class
+from mlup_stream.registry import binarization_type_of, binarizer_class
 
 numpy = pytest.importorskip("numpy", reason="the arrays")
 joblib = pytest.importorskip("joblib", reason="its files")

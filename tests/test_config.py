@@ -71,14 +71,14 @@ def test_a_field_that_is_changed_later_is_validated_by_the_next_load() -> None:
 )
 def test_a_binarizer_goes_by_every_name(value: Any) -> None:
     """A short name, a member's name, the member, the class, its import path, and the old package's import path are one."""
-    from mlup_stream.ml.binarization.registry import binarizer_class
+    from mlup_stream.registry import binarizer_class
 
     assert binarizer_class(value) is PickleBinarizer
 
 
 def test_every_row_of_the_table_can_be_imported_by_its_path() -> None:
     """No binarization type leads nowhere, and none needs its framework to be imported."""
-    from mlup_stream.ml.binarization.registry import TABLE, binarizer_class
+    from mlup_stream.registry import TABLE, binarizer_class
 
     for row in TABLE:
         assert binarizer_class(row.type).format == row.format if row.format else binarizer_class(row.type)

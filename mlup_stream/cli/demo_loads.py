@@ -10,7 +10,7 @@ from mlup_stream.cli.measured import measured, warm_up
 from mlup_stream.config import Config
 from mlup_stream.constants import StorageType
 from mlup_stream.extras import require
-from mlup_stream.ml.binarization.registry import binarizer_class
+from mlup_stream.registry import binarizer_class
 from mlup_stream.up import UP
 
 __all__ = ["LIBRARY", "measure", "prepare"]

@@ -13,7 +13,7 @@ from mlup_stream.cli.demo_models import DEMO_MODELS, DemoModel
 from mlup_stream.cli.fresh_process import ChildFailed, FreshCall
 from mlup_stream.cli.measured import answer_measured
 from mlup_stream.constants import Delivery
-from mlup_stream.ml.binarization.registry import binarizer_class
+from mlup_stream.registry import binarizer_class
 
 __all__ = ["run", "steps"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from mlup_stream.delivery.files import explain_os_error
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import MLupError
-from mlup_stream.formats.inspect import describe
+from mlup_stream.formats.recognition.inspect import describe
 from mlup_stream.ml.binarization.detection import detect, findings_of
 
 __all__ = ["inspect"]

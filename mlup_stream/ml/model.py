@@ -24,10 +24,10 @@ from mlup_stream.memory.governor import MemoryGovernor
 from mlup_stream.memory.holders import holders_of
 from mlup_stream.memory.reclaim import ReclaimStep, give_back
 from mlup_stream.memory.report import MemoryReport
-from mlup_stream.ml.binarization.registry import storage_class
 from mlup_stream.ml.failure import nothing_left_behind
 from mlup_stream.ml.plan import LoadPlan, choose_binarizer, plan_load, weigh_load
 from mlup_stream.ml.report import LoadReport
+from mlup_stream.registry import storage_class
 
 __all__ = ["MLupModel"]
 

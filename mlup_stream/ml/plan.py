@@ -20,7 +20,7 @@ from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.memory.gate import Weighed
 from mlup_stream.memory.governor import Admission, MemoryGovernor
 from mlup_stream.ml.binarization.base import BaseBinarizer
-from mlup_stream.ml.binarization.registry import AUTO, binarization_type_of, binarizer_class
+from mlup_stream.registry import AUTO, binarization_type_of, binarizer_class
 
 __all__ = ["LoadPlan", "choose_binarizer", "plan_load", "weigh_load"]
 

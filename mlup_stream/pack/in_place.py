@@ -13,11 +13,11 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 from mlup_stream.delivery.kinds import Delivery, Mapping
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.extras import require
-from mlup_stream.formats.dry_unpickler import Inert
 from mlup_stream.formats.kinds import Format
-from mlup_stream.ml.binarization.late import Late, LateTuple
-from mlup_stream.ml.binarization.placing import Placer
-from mlup_stream.ml.binarization.unpickler import InPlaceUnpickler
+from mlup_stream.formats.pickles.dry_unpickler import Inert
+from mlup_stream.ml.binarization.pickles.in_place_unpickler import InPlaceUnpickler
+from mlup_stream.ml.binarization.pickles.placing import Placer
+from mlup_stream.ml.binarization.pickles.unread_payloads import Late, LateTuple
 from mlup_stream.units import MIB
 
 __all__ = ["Found", "find_payloads"]
@@ -94,7 +94,7 @@ def _frombuffer_of(numpy: Any) -> Any:
 
 
 def _joblib_unpickler() -> Callable[[BinaryIO, Placer], Any]:
-    from mlup_stream.ml.binarization.joblib_unpickler import JoblibUnpickler
+    from mlup_stream.ml.binarization.pickles.joblib_unpickler import JoblibUnpickler
 
     real = _real_names()
 

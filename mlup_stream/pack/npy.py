@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import PackError
-from mlup_stream.formats.npy import NpyHeader, read_header
+from mlup_stream.formats.arrays.npy import NpyHeader, read_header
 from mlup_stream.formats.source import Source
 from mlup_stream.pack.destination import Destination
 from mlup_stream.pack.packed import ALIGNMENT_BYTES, Gain

@@ -27,9 +27,9 @@ from mlup_stream.delivery.reader import open_stream
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import PackError
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.pickle import PAYLOAD_BYTES, walk
+from mlup_stream.formats.pickles.frames import PAYLOAD_BYTES, walk
 from mlup_stream.ml.binarization.pickle import PickleBinarizer
-from mlup_stream.ml.binarization.unpacking import open_unpacked
+from mlup_stream.ml.binarization.pickles.decompression import open_unpacked
 from mlup_stream.pack.destination import Destination
 from mlup_stream.pack.in_place import Found, find_payloads
 from mlup_stream.pack.packed import Gain

@@ -22,8 +22,8 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from mlup_stream.errors import CorruptModelError, MLupError
-from mlup_stream.formats.dry_unpickler import ArrayState, DryUnpickler
-from mlup_stream.formats.pickle import PAYLOAD_BYTES
+from mlup_stream.formats.pickles.dry_unpickler import ArrayState, DryUnpickler
+from mlup_stream.formats.pickles.frames import PAYLOAD_BYTES
 from mlup_stream.pack.packed import ALIGNMENT_BYTES
 from mlup_stream.units import KIB, MIB
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, PackError
 from mlup_stream.formats import zip as zips
-from mlup_stream.formats.npy import parse_header
+from mlup_stream.formats.arrays.npy import parse_header
 from mlup_stream.pack.destination import Destination
 from mlup_stream.pack.packed import ALIGNMENT_BYTES, Gain
 from mlup_stream.pack.pieces import PIECE_BYTES, compare, differs

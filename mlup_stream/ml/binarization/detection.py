@@ -14,9 +14,9 @@ from typing import Any
 from mlup_stream.delivery.files import checked_stat, explain_os_error
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import AmbiguousFormatError, CorruptModelError, FormatNotRecognizedError, LoadError, NotAModelFileError
-from mlup_stream.formats.detect import Finding, recognise
 from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.peek import Peek
+from mlup_stream.formats.recognition.detect import Finding, recognise
 
 __all__ = ["detect", "findings_of", "formats_of"]
 

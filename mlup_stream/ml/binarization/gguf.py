@@ -27,7 +27,7 @@ from mlup_stream.delivery.reader import open_buffer, open_stream
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, LoadError
 from mlup_stream.extras import require
-from mlup_stream.formats.gguf import SPLIT_TENSORS, Header, Tensor, read_header, split_paths
+from mlup_stream.formats.arrays.gguf import SPLIT_TENSORS, Header, Tensor, read_header, split_paths
 from mlup_stream.formats.kinds import Format
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer

@@ -17,13 +17,13 @@ from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ConfigError, CorruptModelError, ModelBinarizationError
 from mlup_stream.extras import require
-from mlup_stream.formats.joblib import survey
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.pickle import walk
-from mlup_stream.formats.pickle_head import Writer, writer_of
+from mlup_stream.formats.pickles.frames import walk
+from mlup_stream.formats.pickles.head import Writer, writer_of
+from mlup_stream.formats.pickles.joblib import survey
 from mlup_stream.memory.estimate import Estimate
-from mlup_stream.ml.binarization.collector import collector_paused
 from mlup_stream.ml.binarization.pickle import PickleBinarizer
+from mlup_stream.ml.binarization.pickles.collector import collector_paused
 from mlup_stream.units import KIB
 
 __all__ = ["JoblibBinarizer"]
@@ -51,8 +51,6 @@ class JoblibBinarizer(PickleBinarizer):
     def prepare(cls) -> None:
         require("numpy", "joblib files")
         # Not part of what the load costs.
-        import mlup_stream.ml.binarization.joblib_unpickler
-        import mlup_stream.ml.binarization.unpacking  # noqa: F401
 
     @classmethod
     def named_modules(cls, loaded_file: LoadedFile) -> tuple[str, ...]:
@@ -73,7 +71,7 @@ class JoblibBinarizer(PickleBinarizer):
 
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
-        from mlup_stream.ml.binarization.joblib_estimate import estimate_of
+        from mlup_stream.ml.binarization.pickles.joblib_estimate import estimate_of
 
         return estimate_of(loaded_file, delivery)
 
@@ -111,7 +109,7 @@ def _is_plain_pickle(file: BinaryIO, loaded: LoadedFile) -> bool:
 
 
 def _load(file: BinaryIO, loaded: LoadedFile, view: View | None, options: dict[str, Any]) -> Any:
-    from mlup_stream.ml.binarization.joblib_unpickler import ArraysBeside, MustKeepMemo
+    from mlup_stream.ml.binarization.pickles.joblib_unpickler import ArraysBeside, MustKeepMemo
 
     native = options.get("ensure_native_byte_order", "auto") is not False
     try:
@@ -128,9 +126,9 @@ def _load(file: BinaryIO, loaded: LoadedFile, view: View | None, options: dict[s
 
 
 def _unpickle(file: BinaryIO, loaded: LoadedFile, view: View | None, native: bool, *, keeps_memo: bool) -> Any:
-    from mlup_stream.ml.binarization.joblib_unpickler import JoblibUnpickler
-    from mlup_stream.ml.binarization.placing import Placer
-    from mlup_stream.ml.binarization.unpacking import open_unpacked
+    from mlup_stream.ml.binarization.pickles.decompression import open_unpacked
+    from mlup_stream.ml.binarization.pickles.joblib_unpickler import JoblibUnpickler
+    from mlup_stream.ml.binarization.pickles.placing import Placer
 
     unpacked = open_unpacked(file, loaded.name, loaded.on_window)
     if unpacked is None and loaded.size_bytes <= _SURVEYED_BYTES:

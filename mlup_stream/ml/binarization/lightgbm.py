@@ -16,10 +16,10 @@ from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.reader import open_buffer, open_stream
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.lightgbm import Checks, walk
+from mlup_stream.formats.trees.lightgbm import Checks, walk
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
-from mlup_stream.ml.binarization.one_thread import lightgbm_alone
+from mlup_stream.ml.binarization.trees.one_thread import lightgbm_alone
 from mlup_stream.units import MIB
 
 __all__ = ["LightGBMBinarizer"]
@@ -44,7 +44,7 @@ class LightGBMBinarizer(FormatBinarizer):
     @classmethod
     def prepare(cls) -> None:
         require("lightgbm", "LightGBM models")
-        from mlup_stream.ml.binarization import lightgbm_checks  # which imports NumPy, as LightGBM does
+        from mlup_stream.ml.binarization.trees import lightgbm_checks  # which imports NumPy, as LightGBM does
 
         del lightgbm_checks
 
@@ -87,7 +87,7 @@ class LightGBMBinarizer(FormatBinarizer):
 
 
 def _checks() -> Checks:
-    from mlup_stream.ml.binarization.lightgbm_checks import ArrayChecks
+    from mlup_stream.ml.binarization.trees.lightgbm_checks import ArrayChecks
 
     return ArrayChecks()
 

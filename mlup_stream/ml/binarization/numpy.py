@@ -19,17 +19,17 @@ from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, ModelBinarizationError
 from mlup_stream.extras import require
+from mlup_stream.formats.arrays.npy import MAX_HEADER_BYTES, NpyHeader, read_header
+from mlup_stream.formats.arrays.npz import NpzMember, open_member, read_members
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.npy import MAX_HEADER_BYTES, NpyHeader, read_header
-from mlup_stream.formats.npz import NpzMember, open_member, read_members
-from mlup_stream.formats.pickle import scan
+from mlup_stream.formats.pickles.frames import scan
 from mlup_stream.memory.estimate import Certainty, Estimate
+from mlup_stream.ml.binarization.arrays.npz_arrays import NpzArrays
 from mlup_stream.ml.binarization.base import FormatBinarizer
-from mlup_stream.ml.binarization.collector import collector_paused
-from mlup_stream.ml.binarization.npz_arrays import NpzArrays
 from mlup_stream.ml.binarization.pickle import is_of_unpickler
-from mlup_stream.ml.binarization.pickle_input import CheckedFile, FindsClasses
-from mlup_stream.ml.binarization.placing import Placer
+from mlup_stream.ml.binarization.pickles.checked_input import CheckedFile, FindsClasses
+from mlup_stream.ml.binarization.pickles.collector import collector_paused
+from mlup_stream.ml.binarization.pickles.placing import Placer
 from mlup_stream.units import KIB
 
 __all__ = ["NpyBinarizer", "NpzArrays", "NpzBinarizer"]

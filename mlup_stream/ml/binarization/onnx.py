@@ -10,17 +10,17 @@ from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, LoadError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.onnx import Layout, walk
+from mlup_stream.formats.onnx.layout import Layout, walk
 from mlup_stream.formats.source import Source
 from mlup_stream.memory.estimate import Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
-from mlup_stream.ml.binarization.onnx_abilities import installed_abilities
-from mlup_stream.ml.binarization.onnx_estimate import estimate
-from mlup_stream.ml.binarization.onnx_words import plain_words
+from mlup_stream.ml.binarization.onnx_runtime.abilities import installed_abilities
+from mlup_stream.ml.binarization.onnx_runtime.estimate import estimate
+from mlup_stream.ml.binarization.onnx_runtime.messages import plain_words
 
 if TYPE_CHECKING:
-    from mlup_stream.ml.binarization.onnx_opener import Opener
-    from mlup_stream.ml.binarization.onnx_session import PredictSession
+    from mlup_stream.ml.binarization.onnx_runtime.opener import Opener
+    from mlup_stream.ml.binarization.onnx_runtime.session import PredictSession
 
 __all__ = ["InferenceSessionBinarizer", "InferenceSessionFullReturnBinarizer"]
 
@@ -48,7 +48,8 @@ class InferenceSessionBinarizer(FormatBinarizer):
     def prepare(cls) -> None:
         require("onnxruntime", "ONNX models")
         # These import onnxruntime themselves, which is why nobody imports them earlier.
-        from mlup_stream.ml.binarization import onnx_opener, onnx_session
+        from mlup_stream.ml.binarization.onnx_runtime import opener as onnx_opener
+        from mlup_stream.ml.binarization.onnx_runtime import session as onnx_session
 
         del onnx_opener
         onnx_session.start_runtime()
@@ -97,8 +98,8 @@ class InferenceSessionBinarizer(FormatBinarizer):
 
     @classmethod
     def _opener(cls, source: Source, loaded: LoadedFile, options: dict[str, Any]) -> Opener:
-        from mlup_stream.ml.binarization.onnx_opener import Opener
-        from mlup_stream.ml.binarization.onnx_session import PredictSession, PredictSessionFullReturn
+        from mlup_stream.ml.binarization.onnx_runtime.opener import Opener
+        from mlup_stream.ml.binarization.onnx_runtime.session import PredictSession, PredictSessionFullReturn
 
         return Opener(PredictSessionFullReturn if cls.full_return else PredictSession, source, loaded, options)
 

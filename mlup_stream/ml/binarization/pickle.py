@@ -19,13 +19,13 @@ from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, LoadError, MissingClassError, MLupError
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.pickle import PickleStructure, scan, walk
-from mlup_stream.formats.pickle_libraries import named_modules
+from mlup_stream.formats.pickles.frames import PickleStructure, scan, walk
+from mlup_stream.formats.pickles.named_libraries import named_modules
 from mlup_stream.memory.estimate import Estimate
 from mlup_stream.memory.imports import KNOWN
 from mlup_stream.ml.binarization.base import FormatBinarizer
-from mlup_stream.ml.binarization.collector import collector_paused
-from mlup_stream.ml.binarization.pickle_input import CheckedFile, FindsClasses
+from mlup_stream.ml.binarization.pickles.checked_input import CheckedFile, FindsClasses
+from mlup_stream.ml.binarization.pickles.collector import collector_paused
 from mlup_stream.units import KIB
 
 __all__ = ["PickleBinarizer"]
@@ -53,7 +53,8 @@ class PickleBinarizer(FormatBinarizer):
     def prepare(cls) -> None:
         # What leaves arrays in the file imports NumPy: not for a process that has done without so far, and not later for others.
         if "numpy" in sys.modules:
-            from mlup_stream.ml.binarization import placing, unpickler
+            from mlup_stream.ml.binarization.pickles import in_place_unpickler as unpickler
+            from mlup_stream.ml.binarization.pickles import placing
 
             del placing, unpickler
 
@@ -66,7 +67,7 @@ class PickleBinarizer(FormatBinarizer):
 
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
-        from mlup_stream.ml.binarization.pickle_estimate import estimate_of
+        from mlup_stream.ml.binarization.pickles.pickle_estimate import estimate_of
 
         return estimate_of(
             loaded_file,
@@ -123,8 +124,8 @@ def _is_mostly_payload(structure: PickleStructure, loaded: LoadedFile) -> bool:
 
 
 def load_payload(file: BinaryIO, loaded: LoadedFile, view: View | None, options: dict[str, Any]) -> Any:
-    from mlup_stream.ml.binarization.placing import Placer
-    from mlup_stream.ml.binarization.unpickler import InPlaceUnpickler
+    from mlup_stream.ml.binarization.pickles.in_place_unpickler import InPlaceUnpickler
+    from mlup_stream.ml.binarization.pickles.placing import Placer
 
     class Unpickler(FindsClasses, InPlaceUnpickler):
         model_name = loaded.name

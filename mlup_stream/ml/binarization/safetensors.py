@@ -20,12 +20,12 @@ from mlup_stream.delivery.reader import open_buffer, open_stream
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, ModelBinarizationError
 from mlup_stream.extras import require
+from mlup_stream.formats.arrays.safetensors import BITS_OF, MAX_HEADER_BYTES, Header, Tensor, read_header, read_index
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.safetensors import BITS_OF, MAX_HEADER_BYTES, Header, Tensor, read_header, read_index
 from mlup_stream.formats.source import Source
 from mlup_stream.memory.estimate import Certainty, Estimate
+from mlup_stream.ml.binarization.arrays.safetensors_arrays import Arrays, NumpyArrays, TorchTensors
 from mlup_stream.ml.binarization.base import FormatBinarizer
-from mlup_stream.ml.binarization.safetensors_arrays import Arrays, NumpyArrays, TorchTensors
 
 __all__ = ["SafetensorsBinarizer"]
 

@@ -22,13 +22,13 @@ from mlup_stream.delivery.private_file import private_file
 from mlup_stream.delivery.reader import open_stream
 from mlup_stream.errors import CorruptModelError, LoadError, MissingClassError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
-from mlup_stream.formats.hdf5 import MAGIC as HDF5_MAGIC
+from mlup_stream.formats.frameworks.hdf5 import MAGIC as HDF5_MAGIC
+from mlup_stream.formats.frameworks.saved_model import read_folder
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.saved_model import read_folder
 from mlup_stream.memory.allocator import large_blocks_given_back
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
-from mlup_stream.ml.binarization.keras_reading import Datasets, datasets, from_hdf5, from_zip, open_weights, parts
+from mlup_stream.ml.binarization.frameworks.keras_reading import Datasets, datasets, from_hdf5, from_zip, open_weights, parts
 from mlup_stream.units import KIB, MIB
 
 __all__ = ["TensorFlowBinarizer", "TensorFlowSavedBinarizer"]

@@ -22,8 +22,8 @@ from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
-from mlup_stream.ml.binarization.pickle_input import FindsClasses
-from mlup_stream.ml.binarization.torch_in_place import TorchZip, can_map, directory_of, load_in_place
+from mlup_stream.ml.binarization.frameworks.torch_in_place import TorchZip, can_map, directory_of, load_in_place
+from mlup_stream.ml.binarization.pickles.checked_input import FindsClasses
 
 __all__ = ["TorchBinarizer", "TorchJITBinarizer"]
 

@@ -24,11 +24,11 @@ from mlup_stream.delivery.reader import open_buffer, open_stream
 from mlup_stream.errors import CorruptModelError
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.xgboost_values import WINDOW_BYTES
+from mlup_stream.formats.trees.xgboost_ubjson import WINDOW_BYTES
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
-from mlup_stream.ml.binarization.one_thread import one_processor
-from mlup_stream.ml.binarization.xgboost_checks import check
+from mlup_stream.ml.binarization.trees.one_thread import one_processor
+from mlup_stream.ml.binarization.trees.xgboost_checks import check
 from mlup_stream.units import MIB
 
 __all__ = ["XGBoostBinarizer"]

@@ -13,8 +13,8 @@ from mlup_stream.delivery.files import checked_stat, explain_os_error
 from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import ConfigError, LoadError, ModelNotFoundError, NotAModelFileError
-from mlup_stream.ml.binarization.registry import KNOWN_SUFFIXES
 from mlup_stream.ml.storage.base import BaseStorage
+from mlup_stream.registry import KNOWN_SUFFIXES
 
 __all__ = ["DiskStorage"]
 

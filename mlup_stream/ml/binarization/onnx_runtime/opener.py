@@ -1,0 +1,298 @@
+"""Opens an onnxruntime session with the weights where a delivery wants them.
+
+In place: the model is written anew without its payloads (some KiB), and each tensor says that its data is *external*, in the very
+file that it came from. onnxruntime maps external data, so nothing is copied.
+
+Copied: the same, with a buffer of our own instead of the file. What onnxruntime does not take in either way it reads itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import numpy
+import onnxruntime
+
+from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.placement import Placement
+from mlup_stream.delivery.view import View
+from mlup_stream.errors import ModelBinarizationError
+from mlup_stream.formats.onnx.external import Place, without_payloads
+from mlup_stream.formats.onnx.layout import MIN_PAYLOAD_BYTES, Layout, walk
+from mlup_stream.formats.onnx.tensor import Tensor
+from mlup_stream.formats.onnx.wire import Field
+from mlup_stream.formats.source import Source
+from mlup_stream.memory.watch import is_out_of_memory
+from mlup_stream.ml.binarization.onnx_runtime.abilities import Abilities
+from mlup_stream.ml.binarization.onnx_runtime.external_files import check_external_files
+from mlup_stream.ml.binarization.onnx_runtime.messages import plain_words
+from mlup_stream.ml.binarization.onnx_runtime.pinned_name import Name, check_name, leads_to, named, own_name
+from mlup_stream.ml.binarization.onnx_runtime.placement import NewMaps, Placed, placement_of
+from mlup_stream.ml.binarization.onnx_runtime.policy import Policy, policy_for
+from mlup_stream.ml.binarization.onnx_runtime.session import PredictSession, config_entry, configured, session_options
+from mlup_stream.units import MIB
+
+__all__ = ["Opener"]
+
+logger = logging.getLogger("mlup_stream")
+
+_ABILITIES = Abilities.of(onnxruntime.__version__)
+_READS_UNALIGNED = platform.machine().lower() in ("x86_64", "amd64", "aarch64", "arm64")
+"""Where the processor reads a number from any address. Protobuf aligns nothing: three of four float32 payloads are off."""
+
+_FOLDER = "session.model_external_initializers_file_folder_path"
+_BORROW = "session.use_external_initializer_file_buffers_directly"
+_LOAD_FORMAT = "session.load_model_format"
+
+_MIN_PAYLOAD_BYTES = MIN_PAYLOAD_BYTES
+_MAX_SHAPE_ELEMENTS = {"int32": 64, "int64": 64}
+_MAX_SCALE_ELEMENTS = 10
+"""What operators read to infer shapes are vectors with an element or two for each dimension or part: integers, and scales."""
+_MAX_MAPS = 16384
+"""A quarter of what Linux allows a process (vm.max_map_count). The largest tensors get them."""
+_FIRST_IR_VERSION_THAT_HOISTS = 4
+"""Before it an initializer of the main graph has to be an input too."""
+_ALIGNMENT_BYTES = 64  # what onnxruntime's own allocator gives
+_CHUNK_BYTES = 8 * MIB
+_BUFFER_NAME = "payload"
+
+
+class Opener:
+    """One model about to be opened.
+
+    Args:
+        kind: The class of the session.
+        source: The model.
+        loaded: Where it came from and what to prefer; its `placement` is filled in.
+        keywords: The user's keyword arguments for `InferenceSession`.
+
+    Raises:
+        CorruptModelError: It is not a whole ONNX model, or a file that it refers to is too short.
+        ModelNotFoundError: A file that it refers to is not there.
+    """
+
+    def __init__(self, kind: type[PredictSession], source: Source, loaded: LoadedFile, keywords: dict[str, Any]) -> None:
+        self._kind = kind
+        self._source = source
+        self._loaded = loaded
+        self._keywords = keywords
+        self._options = session_options(keywords.get("sess_options"))
+        self._users_own = self._options is keywords.get("sess_options")
+        self._layout = None if _is_ort_format(source) else walk(source, min_payload_bytes=_MIN_PAYLOAD_BYTES)
+        beside = os.path.dirname(os.path.abspath(loaded.path)) if loaded.path else ""
+        self._folder = config_entry(self._options, _FOLDER) or beside
+        self._policy = Policy({_LOAD_FORMAT: "ORT"})
+        self._movable: dict[Field, Tensor] = {}
+        self._staying: list[Tensor] = []
+        if self._layout is not None:
+            self._policy = policy_for(loaded.optimize, self._layout)
+            self._sort(self._layout)
+            self._check_external_files(self._layout)
+
+    def _sort(self, layout: Layout) -> None:
+        """Tells what onnxruntime can be given as external data from what has to stay in the model."""
+        for tensor in layout.tensors:
+            if tensor.external:
+                continue
+            why = tensor.stays_because or _why_it_stays(tensor, layout)
+            if why:
+                self._staying.append(replace(tensor, stays_because=why))
+            else:
+                self._movable[tensor.field] = tensor
+        for tensor in sorted(self._movable.values(), key=lambda each: -each.size_bytes)[_MAX_MAPS:]:
+            self._staying.append(replace(tensor, stays_because="a process may have only so many maps"))
+            del self._movable[tensor.field]
+
+    def by_path(self, path: str, why: str = "onnxruntime reads the file itself") -> PredictSession:
+        """A session over the file, which onnxruntime opens and reads as it always does; `why` is for the placement."""
+        return self._unaided(path, why, {})
+
+    def _unaided(self, model: str | bytes, why: str, entries: dict[str, str]) -> PredictSession:
+        external = [] if self._layout is None else self._external(self._layout)
+        inside_bytes = 0 if self._layout is None else self._layout.payload_bytes
+        maps = NewMaps({each.path for each in external})
+        session = self._open(model, entries)
+        found = placement_of(external, (), maps.ranges())
+        self._loaded.placement = Placement(
+            found.mapped_bytes, found.copied_bytes + inside_bytes, found.reasons + ((why,) if inside_bytes else ())
+        )
+        return session
+
+    def in_place(self, view: View) -> PredictSession:
+        """A session whose weights are mapped from the view's file.
+
+        Peak memory: the model without its payloads, twice, and what onnxruntime makes of it. The weights are pages of the file.
+
+        Raises:
+            ModelFileChanged: The file changed, or its name led to another one where it had to be opened by name.
+        """
+        assert view.path is not None
+        layout, movable = self._layout, self._movable
+        if layout is None or not movable or not _ABILITIES.reads_inside_files or config_entry(self._options, _FOLDER):
+            session = self.by_path(view.path)
+            check_name(view)
+            return session
+        placed = [Placed(each, view.path, each.payload.body) for each in movable.values() if each.payload]
+        placed += self._external(layout)
+        maps = NewMaps({each.path for each in placed})
+        try:
+            with named(view, beside=bool(layout.external_locations)) as name:
+                model = self._model_in(name)
+                if name.opens_everything and model.count(b"location") != len(movable):
+                    # Something else is called so: a tensor perhaps, or a reference that hides. The model's folder confines it.
+                    name = own_name(view, follow=True)
+                    model = self._model_in(name)
+                session = self._open(model, {_FOLDER: name.folder})
+        except Exception as error:
+            return self._not_in_place(view, self._why_not(error))
+        self._loaded.placement = placement_of(placed, self._staying, maps.ranges())
+        if name.is_pinned:
+            view.check()
+        else:
+            check_name(view)
+        return session
+
+    def _not_in_place(self, view: View, why: str) -> PredictSession:
+        """A session over the view's file as onnxruntime reads it; over a copy if no name leads to it any more."""
+        assert view.path is not None
+        if leads_to(view.path, view):
+            session = self.by_path(view.path, why)
+            check_name(view)
+            return session
+        with view.open() as file:
+            session = self.copied(file)
+        view.check()
+        return session
+
+    def copied(self, file: BinaryIO) -> PredictSession:
+        """A session whose weights are copied once, in pieces, into private memory that onnxruntime uses as it is.
+
+        Peak memory: the payload, the model without it twice, and 8 MiB.
+        """
+        layout = self._layout
+        # An object of the user's would keep pointing to our memory when that is gone.
+        if layout is None or self._users_own or layout.external_locations or not _ABILITIES.borrows_buffers:
+            return self._as_it_is(file, "onnxruntime copies it itself")
+        # Functions are expanded after onnxruntime has looked for its buffers.
+        self._movable = {field: tensor for field, tensor in self._movable.items() if not tensor.home.in_function}
+        places, size_bytes = _side_by_side(list(self._movable.values()))
+        model = self._model_with(lambda tensor: places[tensor.field])
+        buffer = numpy.empty(size_bytes, numpy.uint8)
+        target = memoryview(buffer)  # type: ignore[arg-type]  # an array is a buffer, which numpy declares from 3.12 on
+        for field, tensor in self._movable.items():
+            offset = places[field].offset
+            if tensor.payload:
+                file.seek(tensor.payload.body)
+                self._fill(target[offset : offset + tensor.size_bytes], file)
+        if size_bytes:
+            self._options.add_session_config_entry(_BORROW, "1")
+            self._options.add_external_initializers_from_files_in_memory([_BUFFER_NAME], [buffer], [size_bytes])
+        try:
+            session = self._open(model, {})
+        except Exception as error:
+            why = self._why_not(error)
+            del target, buffer, error
+            self._options = session_options(self._keywords.get("sess_options"))
+            return self._as_it_is(file, why)
+        session.payload = buffer
+        self._loaded.placement = Placement(0, layout.payload_bytes, ("the delivery copies it into private memory",))
+        return session
+
+    def _as_it_is(self, file: BinaryIO, why: str) -> PredictSession:
+        """A session over the file's path if there is one, or over all its bytes."""
+        if self._loaded.path is not None and not self._loaded.has_content:
+            return self.by_path(self._loaded.path, why)
+        file.seek(0)
+        return self._unaided(file.read(), why, {_FOLDER: self._folder})
+
+    def _why_not(self, error: Exception) -> str:
+        """The reason for doing without external data; raises `error` if it is none."""
+        if is_out_of_memory(error):
+            raise error
+        said = plain_words(error)
+        logger.info("%s: onnxruntime does not take its weights as external data (%s)", self._loaded.name, said)
+        return f"onnxruntime does not take it as external data: {said}"
+
+    def _fill(self, target: memoryview, file: BinaryIO) -> None:
+        position = 0
+        while position < len(target):
+            count = file.readinto(target[position : position + _CHUNK_BYTES])  # type: ignore[attr-defined]  # typeshed: BinaryIO
+            if not count:
+                raise self._source.corrupt(f"{len(target)} bytes of a tensor", f"the end of the file after {position}")
+            position += count
+
+    def _open(self, model: str | bytes, entries: dict[str, str]) -> PredictSession:
+        policy = self._policy
+        keywords = {**self._keywords, "sess_options": self._options}
+        disabled = policy.disabled_optimizers.union(keywords.get("disabled_optimizers") or ())
+        if disabled:
+            keywords["disabled_optimizers"] = set(disabled)
+        with configured(self._options, {**policy.entries, **entries}, policy.log_severity_level, restored=self._users_own):
+            session = self._kind(model, **keywords)
+        if isinstance(model, bytes):
+            session._model_bytes = None  # which onnxruntime's object would keep for as long as it lives
+            session.can_be_built_again = False
+        return session
+
+    def _model_with(self, place: Callable[[Tensor], Place | None]) -> bytes:
+        """The model with the payloads that can be moved where `place` says."""
+        assert self._layout is not None
+        movable = self._movable
+        return without_payloads(self._source, self._layout, lambda tensor: place(tensor) if tensor.field in movable else None)
+
+    def _model_in(self, name: Name) -> bytes:
+        """The model with the payloads that can be moved where they lie in this very file, under a name of it."""
+        return self._model_with(lambda tensor: Place(name.location, tensor.payload.body) if tensor.payload else None)
+
+    def _external(self, layout: Layout) -> list[Placed]:
+        return [
+            Placed(each, os.path.join(self._folder, each.external["location"]), int(each.external.get("offset", "0")))
+            for each in layout.tensors
+            if each.external
+        ]
+
+    def _check_external_files(self, layout: Layout) -> None:
+        if not layout.external_locations:
+            return
+        if not self._folder:
+            raise ModelBinarizationError(
+                f"{self._loaded.name}: its weights lie in {layout.external_locations[0]!r}, and content without a path has no"
+                f' folder to look in; give the path, or sess_options={{"{_FOLDER}": "the folder"}}',
+                path=None,
+                format="onnx",
+            )
+        check_external_files(layout, self._folder, self._loaded.name)
+
+
+def _is_ort_format(source: Source) -> bool:
+    """Whether it is a model in onnxruntime's own format, a flatbuffer with this file identifier, which has no layout to walk."""
+    return source.size_bytes > 8 and source.read(4, 4, "the model") == b"ORTM"
+
+
+def _why_it_stays(tensor: Tensor, layout: Layout) -> str:
+    """Why onnxruntime cannot be given the tensor as external data; empty if it can."""
+    home = tensor.home
+    if len(tensor.dims) <= 1 and math.prod(tensor.dims) <= _MAX_SHAPE_ELEMENTS.get(tensor.type_name, _MAX_SCALE_ELEMENTS):
+        return "onnxruntime reads shapes, axes and the like before it maps anything"
+    cannot_hoist = home.in_function or layout.ir_version < _FIRST_IR_VERSION_THAT_HOISTS or "" not in layout.opsets
+    if home.depth and cannot_hoist:
+        return "it is in a graph within another, and cannot be moved to the outermost"
+    if not _READS_UNALIGNED and tensor.payload and tensor.payload.body % tensor.alignment_bytes:
+        return "it is not aligned, and this processor needs it to be"
+    return ""
+
+
+def _side_by_side(tensors: list[Tensor]) -> tuple[dict[Field, Place], int]:
+    """Places one after the other in a buffer, each aligned, and the size of the buffer."""
+    places = {}
+    end = 0
+    for tensor in tensors:
+        places[tensor.field] = Place(_BUFFER_NAME, end)
+        end += -(-tensor.size_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+    return places, end
