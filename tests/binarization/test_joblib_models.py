@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import sys
 import types
@@ -254,7 +255,7 @@ def big_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pa
 
 
 def measure(files: dict[str, Path], kind: str, delivery: str, patch: pytest.MonkeyPatch) -> Any:
-    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where `Copies` is
+    patch.setenv("PYTHONPATH", os.pathsep.join(map(str, [*Path(__file__).parents[:2], *sys.path])))  # where `Copies` is
     return measure_load(
         BINARIZER,
         files[kind],

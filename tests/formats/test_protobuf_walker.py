@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlup_stream.errors import CorruptModelError
-from mlup_stream.formats.onnx.layout import wire as protobuf
+from mlup_stream.formats.onnx import wire as protobuf
 from mlup_stream.formats.onnx.wire import (
     FIXED32,
     FIXED64,

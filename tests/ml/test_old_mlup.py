@@ -22,7 +22,7 @@ class Doubler:
 LOAD_WITH_THE_OLD_PACKAGE = """
     import sys, warnings
     warnings.simplefilter("ignore")
-    sys.path.insert(0, tests)
+    sys.path[:0] = tests
     import mlup, mlup.ml.empty
     up = mlup.UP(ml_model=mlup.ml.empty.EmptyModel(), conf=mlup.Config(
         storage_type=mlup.constants.StorageType.disk,
@@ -44,7 +44,7 @@ def test_the_old_package_loads_through_our_binarizer(tmp_path: Path, binarizer: 
     path.write_bytes(pickle.dumps(Doubler()))
     found = run_child(
         LOAD_WITH_THE_OLD_PACKAGE,
-        tests=str(Path(__file__).parent),
+        tests=[str(folder) for folder in Path(__file__).parents[:2]],
         path=str(path),
         binarizer=f"mlup_stream.ml.binarization.{binarizer}",
         need_load_file=need_load_file,
