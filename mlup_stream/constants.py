@@ -10,32 +10,39 @@ from enum import Enum
 
 from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
 from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.registry import BINARIZERS, STORAGES, spec_of
 
-__all__ = ["BinarizationType", "Delivery", "LoadedFile", "Mapping", "Optimize", "StorageType"]
+__all__ = ["BinarizationType", "Delivery", "LoadedFile", "Mapping", "Optimize", "StorageType", "binarization_type_of"]
 
 
 class StorageType(Enum):
     """Where the model lies."""
 
-    memory = "mlup_stream.ml.storage.memory.MemoryStorage"
-    disk = "mlup_stream.ml.storage.local_disk.DiskStorage"
+    memory = STORAGES["memory"]
+    disk = STORAGES["disk"]
 
 
 class BinarizationType(Enum):
-    """What builds the model object from the file."""
+    """What builds the model object from the file; the registry has the classes."""
 
-    MEMORY = "mlup_stream.ml.binarization.memory.MemoryBinarizer"
-    PICKLE = "mlup_stream.ml.binarization.pickle.PickleBinarizer"
-    JOBLIB = "mlup_stream.ml.binarization.joblib.JoblibBinarizer"
-    NPY = "mlup_stream.ml.binarization.numpy.NpyBinarizer"
-    NPZ = "mlup_stream.ml.binarization.numpy.NpzBinarizer"
-    ONNX_INFERENCE_SESSION = "mlup_stream.ml.binarization.onnx.InferenceSessionBinarizer"
-    ONNX_INFERENCE_SESSION_FULL_RETURN = "mlup_stream.ml.binarization.onnx.InferenceSessionFullReturnBinarizer"
-    LIGHTGBM = "mlup_stream.ml.binarization.lightgbm.LightGBMBinarizer"
-    XGBOOST = "mlup_stream.ml.binarization.xgboost.XGBoostBinarizer"
-    TORCH = "mlup_stream.ml.binarization.torch.TorchBinarizer"
-    TORCH_JIT = "mlup_stream.ml.binarization.torch.TorchJITBinarizer"
-    SAFETENSORS = "mlup_stream.ml.binarization.safetensors.SafetensorsBinarizer"
-    TENSORFLOW = "mlup_stream.ml.binarization.tensorflow.TensorFlowBinarizer"
-    TENSORFLOW_ZIP = "mlup_stream.ml.binarization.tensorflow.TensorFlowSavedBinarizer"
-    GGUF = "mlup_stream.ml.binarization.gguf.GgufBinarizer"
+    MEMORY = BINARIZERS["MEMORY"]
+    PICKLE = BINARIZERS["PICKLE"]
+    JOBLIB = BINARIZERS["JOBLIB"]
+    NPY = BINARIZERS["NPY"]
+    NPZ = BINARIZERS["NPZ"]
+    ONNX_INFERENCE_SESSION = BINARIZERS["ONNX_INFERENCE_SESSION"]
+    ONNX_INFERENCE_SESSION_FULL_RETURN = BINARIZERS["ONNX_INFERENCE_SESSION_FULL_RETURN"]
+    LIGHTGBM = BINARIZERS["LIGHTGBM"]
+    XGBOOST = BINARIZERS["XGBOOST"]
+    TORCH = BINARIZERS["TORCH"]
+    TORCH_JIT = BINARIZERS["TORCH_JIT"]
+    SAFETENSORS = BINARIZERS["SAFETENSORS"]
+    TENSORFLOW = BINARIZERS["TENSORFLOW"]
+    TENSORFLOW_ZIP = BINARIZERS["TENSORFLOW_ZIP"]
+    GGUF = BINARIZERS["GGUF"]
+
+
+def binarization_type_of(format: str) -> BinarizationType | str:
+    """What detection writes into the configuration for `format`: a member, or the import path of somebody else's binarizer."""
+    path = spec_of(format).binarizers[0].import_path
+    return BinarizationType(path) if path in BINARIZERS.values() else path

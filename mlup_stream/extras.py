@@ -2,7 +2,8 @@
 
     onnxruntime = require("onnxruntime", "ONNX models")
 
-Nothing here is imported before somebody needs it: `import mlup_stream` costs neither numpy nor a framework.
+Nothing here is imported before somebody needs it: `import mlup_stream` costs neither numpy nor a framework. Which versions will
+do, and which extra has them, the rows of the formats say; here are the libraries that no format is made of.
 """
 
 from __future__ import annotations
@@ -10,39 +11,31 @@ from __future__ import annotations
 import importlib
 import re
 from types import ModuleType
-from typing import NamedTuple
 
 from mlup_stream.errors import MissingDependencyError
+from mlup_stream.formats.kinds import Library
+from mlup_stream.plugins import plugged_in
+from mlup_stream.registry import ROWS
 
-__all__ = ["EXTRA_OF", "require"]
+__all__ = ["LIBRARIES", "library", "require"]
+
+_OF_NO_FORMAT = (
+    Library("sklearn", (1, 3), extra="sklearn", distribution="scikit-learn"),
+    Library("memray", (1, 10), extra="profiling"),
+    Library("click", (8, 1), extra="cli"),
+    Library("rich", (13, 0), extra="cli"),
+)
+
+LIBRARIES = {each.module: each for each in (*_OF_NO_FORMAT, *(each for row in ROWS for each in row.libraries))}
+"""Every optional library of this package, by what is imported."""
 
 
-class _Optional(NamedTuple):
-    extra: str
-    minimum: tuple[int, ...]
-
-
-# The minimum is the oldest version that has what we call, not the newest that we have seen.
-EXTRA_OF: dict[str, _Optional] = {
-    "numpy": _Optional("numpy", (1, 24)),
-    "joblib": _Optional("joblib", (1, 3)),
-    "lz4": _Optional("joblib", (4, 0)),
-    "sklearn": _Optional("sklearn", (1, 3)),
-    "onnx": _Optional("onnx", (1, 15)),
-    "onnxruntime": _Optional("onnx", (1, 17)),
-    "lightgbm": _Optional("lightgbm", (4, 0)),
-    "xgboost": _Optional("xgboost", (2, 0)),
-    "torch": _Optional("torch", (2, 1)),
-    "safetensors": _Optional("safetensors", (0, 4)),
-    "tensorflow": _Optional("tensorflow", (2, 16)),
-    "keras": _Optional("tensorflow", (3, 0)),
-    "h5py": _Optional("tensorflow", (3, 8)),
-    "gguf": _Optional("gguf", (0, 10)),
-    "memray": _Optional("profiling", (1, 10)),
-    "click": _Optional("cli", (8, 1)),
-    "rich": _Optional("cli", (13, 0)),
-}
-"""The extra that installs each optional module, and the oldest version that will do."""
+def library(module: str) -> Library:
+    """What is known of the library that `module` is of: ours, one of somebody else's format, or its name alone."""
+    root = module.partition(".")[0]
+    if root in LIBRARIES:
+        return LIBRARIES[root]
+    return next((each for row in plugged_in() for each in row.libraries if each.module == root), Library(root))
 
 
 def require(module: str, needed_for: str) -> ModuleType:
@@ -55,19 +48,19 @@ def require(module: str, needed_for: str) -> ModuleType:
     Raises:
         MissingDependencyError: It is not installed, cannot be imported, or is too old; the message has the line to paste.
     """
-    root = module.partition(".")[0]
-    extra, minimum = EXTRA_OF[root]
-    wanted = ".".join(map(str, minimum))
-    paste = f'run: pip install "mlup-stream[{extra}]"'
+    known = library(module)
+    root, minimum = known.module, known.minimum
+    wanted = f"{root} {'.'.join(map(str, minimum))} or newer" if minimum else root
+    paste = f"run: pip install {known.to_install}"
     try:
         imported = importlib.import_module(module)
         found = str(getattr(importlib.import_module(root), "__version__", ""))
     except ImportError as error:
         why = "is not installed" if _is_absent(error, root) else f"is installed and cannot be imported ({error})"
-        raise MissingDependencyError(f"{needed_for} need {root} {wanted} or newer, which {why}; {paste}", extra=extra) from error
+        raise MissingDependencyError(f"{needed_for} need {wanted}, which {why}; {paste}", extra=known.extra) from error
     numbers = tuple(int(part) for part in re.findall(r"\d+", found)[: len(minimum)])
     if numbers and numbers < minimum:
-        raise MissingDependencyError(f"{needed_for} need {root} {wanted} or newer, found {found}; {paste}", extra=extra)
+        raise MissingDependencyError(f"{needed_for} need {wanted}, found {found}; {paste}", extra=known.extra)
     return imported
 
 

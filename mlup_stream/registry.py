@@ -1,77 +1,292 @@
-"""The one table of binarizers: its type, the format it reads, the short names for a configuration, the file names it knows.
+"""The one table of formats: a literal row for each, and what is asked of them. Importing it imports nothing that they name.
 
-To add a format: a member in `formats.kinds.Format` and in `constants.BinarizationType`, a recogniser in `formats.detect`, a
-binarizer module, and a row here.
+Detection, the names of a configuration, `inspect`, `pack`, the extras and the tables in the documents are views of it. To add a
+format, see CONTRIBUTING.md; one of somebody else's comes by an entry point, see `mlup_stream.plugins`.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any
 
-from mlup_stream.constants import BinarizationType, StorageType
 from mlup_stream.errors import ConfigError
-from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.kinds import Binarizer, Detector, Format, FormatSpec, Library
+from mlup_stream.plugins import plugged_in
 
-__all__ = ["AUTO", "KNOWN_SUFFIXES", "TABLE", "binarization_type_of", "binarizer_class", "import_class", "storage_class"]
+__all__ = [
+    "AUTO",
+    "BINARIZERS",
+    "KNOWN_SUFFIXES",
+    "ROWS",
+    "STORAGES",
+    "Binarizer",
+    "Detector",
+    "Format",
+    "FormatSpec",
+    "Library",
+    "binarizer_class",
+    "import_class",
+    "spec_of",
+    "storage_class",
+]
 
 AUTO = "auto"
 
+_ZIP = (b"PK\3\4",)
+_JSON = (b"{", b" ", b"\t", b"\r", b"\n")
+_PROTOCOL = (b"\x80",)
 
-class Row(NamedTuple):
-    type: BinarizationType
-    format: Format | None
-    names: tuple[str, ...] = ()
-    suffixes: tuple[str, ...] = ()
+_NUMPY = Library("numpy", (1, 24), extra="numpy")
+_JOBLIB = Library("joblib", (1, 3), extra="joblib")
 
-
-# The first row of a format is the one that detection chooses.
-TABLE = (
-    Row(BinarizationType.MEMORY, None, ("memory",)),
-    Row(BinarizationType.PICKLE, Format.PICKLE, ("pickle",), (".pckl", ".pkl", ".pickle")),
-    Row(BinarizationType.JOBLIB, Format.JOBLIB, ("joblib",), (".joblib", ".jbl")),
-    Row(BinarizationType.NPY, Format.NPY, ("npy",), (".npy",)),
-    Row(BinarizationType.NPZ, Format.NPZ, ("npz",), (".npz",)),
-    Row(BinarizationType.ONNX_INFERENCE_SESSION, Format.ONNX, ("onnx",), (".onnx",)),
-    Row(BinarizationType.ONNX_INFERENCE_SESSION_FULL_RETURN, Format.ONNX, ("onnx-full-return",), ()),
-    Row(BinarizationType.LIGHTGBM, Format.LIGHTGBM, ("lightgbm",), (".txt", ".lgb")),
-    Row(BinarizationType.XGBOOST, Format.XGBOOST, ("xgboost",), (".ubj", ".json")),
-    Row(BinarizationType.TORCH, Format.TORCH, ("torch",), (".pt", ".pth", ".ckpt")),
-    Row(BinarizationType.TORCH_JIT, Format.TORCHSCRIPT, ("torchscript", "torch-jit"), (".torchscript", ".ts")),
-    Row(BinarizationType.SAFETENSORS, Format.SAFETENSORS, ("safetensors",), (".safetensors", ".safetensors.index.json")),
-    Row(BinarizationType.TENSORFLOW, Format.KERAS, ("tensorflow", "keras"), (".keras", ".h5", ".hdf5")),
-    Row(BinarizationType.TENSORFLOW_ZIP, Format.SAVED_MODEL, ("savedmodel", "tensorflow-zip"), ()),
-    Row(BinarizationType.GGUF, Format.GGUF, ("gguf",), (".gguf",)),
+ROWS = (
+    FormatSpec(
+        Format.PICKLE,
+        "pickle (protocols 0 to 5)",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.pickle:PickleBinarizer", ("pickle",), "PICKLE"),),
+        detectors=(
+            Detector("mlup_stream.formats.pickles.detection:detect_pickle", _PROTOCOL),
+            Detector("mlup_stream.formats.pickles.detection:detect_bare_pickle", marked=False),
+        ),
+        inspector="mlup_stream.formats.pickles.detection:inspect_pickle",
+        packer="mlup_stream.pack.pickles:pack_pickle",
+        suffixes=(".pckl", ".pkl", ".pickle"),
+        runs_code="yes: the format is a program for the unpickler",
+    ),
+    FormatSpec(
+        Format.JOBLIB,
+        "joblib (plain and every compressor)",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.joblib:JoblibBinarizer", ("joblib",), "JOBLIB"),),
+        detectors=(
+            Detector("mlup_stream.formats.pickles.detection:detect_joblib", _PROTOCOL),
+            Detector(
+                "mlup_stream.formats.pickles.detection:detect_compressed",
+                (b"\x78", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\0\0", b"\x04\x22\x4d\x18", b"ZF0x"),
+            ),
+        ),
+        inspector="mlup_stream.formats.pickles.detection:inspect_joblib",
+        packer="mlup_stream.pack.pickles:pack_joblib",
+        suffixes=(".joblib", ".jbl"),
+        libraries=(_JOBLIB, _NUMPY, Library("lz4", (4, 0), extra="joblib")),
+        runs_code="yes: it is a pickle",
+    ),
+    FormatSpec(
+        Format.NPY,
+        "npy",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.numpy:NpyBinarizer", ("npy",), "NPY"),),
+        detectors=(Detector("mlup_stream.formats.arrays.npy:detect", (b"\x93NUMPY",)),),
+        inspector="mlup_stream.formats.arrays.npy:inspect",
+        packer="mlup_stream.pack.npy:pack_npy",
+        suffixes=(".npy",),
+        libraries=(_NUMPY,),
+        runs_code='only with `binarization_kwargs={"allow_pickle": True}`: object arrays are pickles',
+    ),
+    FormatSpec(
+        Format.NPZ,
+        "npz",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.numpy:NpzBinarizer", ("npz",), "NPZ"),),
+        detectors=(Detector("mlup_stream.formats.arrays.npz:detect", _ZIP),),
+        inspector="mlup_stream.formats.arrays.npz:inspect",
+        packer="mlup_stream.pack.zips:pack_npz",
+        suffixes=(".npz",),
+        libraries=(_NUMPY,),
+        runs_code='only with `binarization_kwargs={"allow_pickle": True}`: object arrays are pickles',
+    ),
+    FormatSpec(
+        Format.ONNX,
+        "ONNX (weights inside or in external data)",
+        binarizers=(
+            Binarizer("mlup_stream.ml.binarization.onnx:InferenceSessionBinarizer", ("onnx",), "ONNX_INFERENCE_SESSION"),
+            Binarizer(
+                "mlup_stream.ml.binarization.onnx:InferenceSessionFullReturnBinarizer",
+                ("onnx-full-return",),
+                "ONNX_INFERENCE_SESSION_FULL_RETURN",
+            ),
+        ),
+        detectors=(Detector("mlup_stream.formats.onnx.head:detect", marked=False),),
+        inspector="mlup_stream.formats.onnx.head:inspect",
+        packer="mlup_stream.pack.onnx:pack_onnx",
+        suffixes=(".onnx",),
+        libraries=(Library("onnxruntime", (1, 17), extra="onnx"), Library("onnx", (1, 15), extra="onnx"), _NUMPY),
+        runs_code="the model's own graph, when it is asked: a graph is code for its runtime",
+    ),
+    FormatSpec(
+        Format.LIGHTGBM,
+        "LightGBM text",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.lightgbm:LightGBMBinarizer", ("lightgbm",), "LIGHTGBM"),),
+        detectors=(Detector("mlup_stream.formats.trees.head:detect_lightgbm", (b"tree",)),),
+        inspector="mlup_stream.formats.trees.head:inspect_lightgbm",
+        nothing_to_gain="it is text, which LightGBM makes trees of",
+        suffixes=(".txt", ".lgb"),
+        libraries=(Library("lightgbm", (4, 0), extra="lightgbm"),),
+        runs_code="no: numbers and text",
+    ),
+    FormatSpec(
+        Format.XGBOOST,
+        "XGBoost (`.ubj`, `.json`)",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.xgboost:XGBoostBinarizer", ("xgboost",), "XGBOOST"),),
+        detectors=(
+            Detector("mlup_stream.formats.trees.head:detect_xgboost_ubj", (b"{",)),
+            Detector("mlup_stream.formats.trees.head:detect_xgboost_json", _JSON),
+        ),
+        inspector="mlup_stream.formats.trees.head:inspect_xgboost",
+        nothing_to_gain="XGBoost makes trees of it",
+        suffixes=(".ubj", ".json"),
+        libraries=(Library("xgboost", (2, 0), extra="xgboost"),),
+        runs_code="no: numbers and text",
+    ),
+    FormatSpec(
+        Format.TORCH,
+        "torch (`state_dict`, whole module, the format from before 1.6)",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.torch:TorchBinarizer", ("torch",), "TORCH"),),
+        detectors=(
+            Detector("mlup_stream.formats.frameworks.torch_head:detect_zip", _ZIP),
+            Detector("mlup_stream.formats.frameworks.torch_head:detect_legacy", (*_PROTOCOL, b"L1")),
+            Detector("mlup_stream.formats.frameworks.torch_head:detect_tar", (b"ustar",), 257),
+        ),
+        inspector="mlup_stream.formats.frameworks.torch:inspect_torch",
+        packer="mlup_stream.pack.zips:pack_torch",
+        suffixes=(".pt", ".pth", ".ckpt", ".bin"),
+        libraries=(Library("torch", (2, 1), extra="torch"),),
+        runs_code="with `weights_only=False`: the format is a program for the unpickler",
+    ),
+    FormatSpec(
+        Format.TORCHSCRIPT,
+        "TorchScript",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.torch:TorchJITBinarizer", ("torchscript", "torch-jit"), "TORCH_JIT"),),
+        detectors=(Detector("mlup_stream.formats.frameworks.torch_head:detect_script", _ZIP),),
+        inspector="mlup_stream.formats.frameworks.torch:inspect_torch",
+        nothing_to_gain="torch reads its tensors into memory of its own",
+        suffixes=(".torchscript", ".ts"),
+        libraries=(Library("torch", (2, 1), extra="torch"),),
+        runs_code="the model's own graph, when it is asked: a graph is code for its runtime",
+    ),
+    FormatSpec(
+        Format.SAFETENSORS,
+        "safetensors (also sharded)",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.safetensors:SafetensorsBinarizer", ("safetensors",), "SAFETENSORS"),),
+        detectors=(
+            Detector("mlup_stream.formats.arrays.safetensors:detect", (b"{",), 8),
+            Detector("mlup_stream.formats.arrays.safetensors:detect_index", _JSON),
+        ),
+        inspector="mlup_stream.formats.arrays.safetensors:inspect",
+        packer="mlup_stream.pack.safetensors:pack_safetensors",
+        suffixes=(".safetensors", ".safetensors.index.json"),
+        libraries=(Library("safetensors", (0, 4), extra="safetensors"), _NUMPY),
+        runs_code="no: numbers and text",
+    ),
+    FormatSpec(
+        Format.KERAS,
+        "Keras (`.keras`, `.h5`)",
+        binarizers=(
+            Binarizer("mlup_stream.ml.binarization.tensorflow:TensorFlowBinarizer", ("tensorflow", "keras"), "TENSORFLOW"),
+        ),
+        detectors=(
+            Detector("mlup_stream.formats.frameworks.keras:detect_zip", _ZIP),
+            Detector("mlup_stream.formats.frameworks.keras:detect_hdf5", (b"\x89HDF\r\n\x1a\n",)),
+        ),
+        inspector="mlup_stream.formats.frameworks.keras:inspect",
+        nothing_to_gain="Keras copies the weights out of it into memory of its own",
+        suffixes=(".keras", ".h5", ".hdf5"),
+        libraries=(
+            Library("tensorflow", (2, 16), extra="tensorflow", distribution="tensorflow-cpu"),
+            Library("keras", (3, 0), extra="tensorflow"),
+            Library("h5py", (3, 8), extra="tensorflow"),
+        ),
+        runs_code="only what Keras allows; Lambda layers need its own switch: `safe_mode` is Keras's default and is left on",
+    ),
+    FormatSpec(
+        Format.SAVED_MODEL,
+        "TensorFlow SavedModel",
+        binarizers=(
+            Binarizer(
+                "mlup_stream.ml.binarization.tensorflow:TensorFlowSavedBinarizer",
+                ("savedmodel", "tensorflow-zip"),
+                "TENSORFLOW_ZIP",
+            ),
+        ),
+        detectors=(Detector("mlup_stream.formats.frameworks.saved_model:detect", is_folder=True),),
+        inspector="mlup_stream.formats.frameworks.saved_model:inspect",
+        nothing_to_gain="TensorFlow reads the variables into memory of its own",
+        libraries=(Library("tensorflow", (2, 16), extra="tensorflow", distribution="tensorflow-cpu"),),
+        runs_code="the model's own graph, when it is asked: a graph is code for its runtime",
+    ),
+    FormatSpec(
+        Format.GGUF,
+        "GGUF",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.gguf:GgufBinarizer", ("gguf",), "GGUF"),),
+        detectors=(Detector("mlup_stream.formats.arrays.gguf:detect", (b"GGUF",)),),
+        inspector="mlup_stream.formats.arrays.gguf:inspect",
+        nothing_to_gain="its tensors are aligned by the format itself",
+        suffixes=(".gguf",),
+        libraries=(Library("gguf", (0, 10), extra="gguf"),),
+        runs_code="no: numbers and text",
+    ),
 )
 
-KNOWN_SUFFIXES = tuple(suffix for row in TABLE for suffix in row.suffixes)
+_MEMORY = Binarizer("mlup_stream.ml.binarization.memory:MemoryBinarizer", ("memory",), "MEMORY")
+"""For models that are in memory already: it reads no format."""
 
-_OF_FORMAT = {row.format: row.type for row in reversed(TABLE) if row.format is not None}
+_OURS = (_MEMORY, *(binarizer for row in ROWS for binarizer in row.binarizers))
+
+BINARIZERS = {binarizer.member: binarizer.import_path for binarizer in _OURS}
+"""The values of `BinarizationType`."""
+
+STORAGES = {
+    "memory": "mlup_stream.ml.storage.memory.MemoryStorage",
+    "disk": "mlup_stream.ml.storage.local_disk.DiskStorage",
+}
+"""The values of `StorageType`."""
+
+KNOWN_SUFFIXES = tuple(suffix for row in ROWS for suffix in row.suffixes)
 
 
-def binarization_type_of(format: Format) -> BinarizationType:
-    """The type that detection writes into the configuration for `format`."""
-    return _OF_FORMAT[format]
+def spec_of(format: str) -> FormatSpec:
+    """The row of a format, by its name.
+
+    Raises:
+        ConfigError: No row has that name.
+    """
+    for rows in (lambda: ROWS, plugged_in):
+        for row in rows():
+            if row.name == format:
+                return row
+    known = tuple(row.name for row in (*ROWS, *plugged_in()))
+    raise ConfigError(
+        f"format={str(format)!r} is not known; expected one of {', '.join(known)}", field="format", value=format, allowed=known
+    )
 
 
 def binarizer_class(value: Any) -> type[Any]:
     """The binarizer that a configuration means: a class, a `BinarizationType`, its name, a short name, or an import path."""
-    names = {name: row.type for row in TABLE for name in row.names} | {member.name: member for member in BinarizationType}
-    return _resolve("binarization_type", value, BinarizationType, names, requires="deserialize")
+    names = _names(_OURS)
+    if isinstance(value, str) and _find(value, names) is None and not value.rpartition(".")[0]:
+        names |= _names(binarizer for row in plugged_in() for binarizer in row.binarizers)
+    return _resolve("binarization_type", value, names, requires="deserialize")
+
+
+def _names(binarizers: Iterable[Binarizer]) -> dict[str, str]:
+    return {name: each.import_path for each in binarizers for name in (*each.names, each.member) if name}
 
 
 def storage_class(value: Any) -> type[Any]:
     """The storage that a configuration means: a class, a `StorageType`, its name, or an import path."""
-    return _resolve("storage_type", value, StorageType, {member.name: member for member in StorageType}, requires="load")
+    return _resolve("storage_type", value, STORAGES, requires="load")
 
 
-def _resolve(field: str, value: Any, kind: type[Any], names: dict[str, Any], *, requires: str) -> type[Any]:
+def _find(value: str, names: dict[str, str]) -> str | None:
+    return names.get(value) or names.get(value.replace("_", "-").lower()) or names.get(value.upper())
+
+
+def _resolve(field: str, value: Any, names: dict[str, str], *, requires: str) -> type[Any]:
     chosen = value
     if isinstance(value, str):
-        chosen = names.get(value) or names.get(value.replace("_", "-").lower()) or names.get(value.upper()) or value
-    if isinstance(chosen, kind):
-        chosen = chosen.value
+        chosen = _find(value, names) or value
+    elif isinstance(value, Enum):
+        chosen = value.value
     if isinstance(chosen, str):
         chosen = import_class(field, chosen, tuple(names))
     if not isinstance(chosen, type) or not callable(getattr(chosen, requires, None)):

@@ -204,9 +204,10 @@ def import_modules(case: Case) -> None:
 
 def ways_of(path: str) -> tuple[str, list[str]]:
     """The file's format as detection finds it, and: the library's own call, `auto`, every delivery that is accepted."""
+    from mlup_stream.constants import binarization_type_of
     from mlup_stream.delivery.loaded_file import LoadedFile
     from mlup_stream.ml.binarization.detection import detect
-    from mlup_stream.registry import binarization_type_of, binarizer_class
+    from mlup_stream.registry import binarizer_class
 
     found = detect(LoadedFile(path=path))
     deliveries = binarizer_class(binarization_type_of(found)).deliveries
@@ -219,10 +220,11 @@ def prepared(
     """A function that loads `path` as its users do, by detection; everything it will import is imported already."""
     from mlup_stream.cli.measured import warm_up
     from mlup_stream.config import Config
+    from mlup_stream.constants import binarization_type_of
     from mlup_stream.delivery.loaded_file import LoadedFile
     from mlup_stream.ml.binarization.detection import detect
     from mlup_stream.ml.model import MLupModel
-    from mlup_stream.registry import binarization_type_of, binarizer_class
+    from mlup_stream.registry import binarizer_class
 
     warm_up()
     binarizer_class(binarization_type_of(detect(LoadedFile(path=path)))).prepare_for(dict(options))

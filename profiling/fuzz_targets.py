@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mlup_stream.formats.peek import Peek
-from mlup_stream.formats.recognition.detect import recognise
+from mlup_stream.formats.recognition.detect import detect
+from mlup_stream.registry import ROWS
 
 __all__ = ["TARGETS", "Target", "Wrong"]
 
@@ -159,9 +160,9 @@ def _gguf(data: bytes, given: Any) -> str:
 
 def _detect(data: bytes, given: Any) -> str:
     with Peek(given, _NAMES[len(data) % len(_NAMES)]) as peek:
-        found = recognise(peek)
+        found = detect(peek, ROWS)
         _hold(peek.looked_bytes < 3 << 20, "a bounded look")
-        said = [finding.format.value for finding in found] or [remark[:24] for remark in peek.remarks]
+        said = [finding.spec.name for finding in found] or [remark[:24] for remark in peek.remarks]
     return " and ".join(said) or ("damaged" if peek.damage else "nothing known")
 
 
@@ -181,7 +182,7 @@ TARGETS: dict[str, Target] = {
         ("detect",),
         _detect,
         _LZMA_BYTES,
-        passes=16,  # each recogniser looks for itself
+        passes=16,  # each detector looks for itself
     ),
 }
 """By name. A walker that is not written yet is not here."""

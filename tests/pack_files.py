@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from mlup_stream.constants import Delivery, LoadedFile
+from mlup_stream.constants import Delivery, LoadedFile, binarization_type_of
 from mlup_stream.formats.kinds import Format
-from mlup_stream.registry import binarization_type_of, binarizer_class
+from mlup_stream.registry import binarizer_class
 
 numpy = pytest.importorskip("numpy", reason="the arrays")
 joblib = pytest.importorskip("joblib", reason="its files")

@@ -78,11 +78,13 @@ def test_a_binarizer_goes_by_every_name(value: Any) -> None:
 
 def test_every_row_of_the_table_can_be_imported_by_its_path() -> None:
     """No binarization type leads nowhere, and none needs its framework to be imported."""
-    from mlup_stream.registry import TABLE, binarizer_class
+    from mlup_stream.registry import BINARIZERS, ROWS, binarizer_class
 
-    for row in TABLE:
-        assert binarizer_class(row.type).format == row.format if row.format else binarizer_class(row.type)
-    assert {row.type for row in TABLE} == set(BinarizationType)
+    for row in ROWS:
+        for binarizer in row.binarizers:
+            assert binarizer_class(BinarizationType[binarizer.member]).format == row.format
+    assert binarizer_class(BinarizationType.MEMORY)
+    assert {member.name: member.value for member in BinarizationType} == BINARIZERS
 
 
 @pytest.mark.parametrize("kind", ["yaml", "json"])

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 from mlup_stream.cli.exit_codes import exit_on_error
-from mlup_stream.formats.kinds import Format
 from mlup_stream.pack import Packed, pack
 from mlup_stream.units import format_bytes
 
@@ -30,13 +29,13 @@ __all__ = ["command"]
 @click.argument("src", type=click.Path())
 @click.argument("dst", type=click.Path())
 @click.option("--force", is_flag=True, help="Replace what is at DST.")
-@click.option("--format", "format_name", type=click.Choice([kind.value for kind in Format]), help="What SRC is, if unclear.")
+@click.option("--format", "format_name", metavar="FORMAT", help="What SRC is, if unclear.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 def command(src: str, dst: str, force: bool, format_name: str | None, as_json: bool) -> None:
     # As after Ctrl-C, nothing is left behind: an exception goes through everything that cleans up.
     signal.signal(signal.SIGTERM, _end)
     with exit_on_error():
-        packed = pack(src, dst, force=force, format=Format(format_name) if format_name else None)
+        packed = pack(src, dst, force=force, format=format_name)
     if as_json:
         click.echo(json.dumps(packed.to_dict(), indent=2))
     else:

@@ -8,8 +8,10 @@ from typing import Any
 from mlup_stream.delivery.files import explain_os_error
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import MLupError
-from mlup_stream.formats.recognition.inspect import describe
+from mlup_stream.formats.kinds import FormatSpec
+from mlup_stream.formats.recognition.inspect import inspect as inspect_in
 from mlup_stream.ml.binarization.detection import detect, findings_of
+from mlup_stream.registry import spec_of
 
 __all__ = ["inspect"]
 
@@ -34,13 +36,13 @@ def inspect(source: Any) -> dict[str, Any]:
     loaded = _handle(source)
     position = source.tell() if hasattr(source, "read") and hasattr(source, "seekable") and source.seekable() else None
     try:
-        format = detect(loaded)  # the typed errors come from here
-        evidence = next((each.evidence for each in findings_of(loaded) if each.format is format), "")
-        said = {"file": loaded.name, "format": format.value, "size_bytes": loaded.size_bytes, "evidence": evidence}
+        spec = spec_of(detect(loaded))  # the typed errors come from here
+        evidence = next((each.evidence for each in findings_of(loaded) if each.spec is spec), "")
+        said = {"file": loaded.name, "format": spec.name, "size_bytes": loaded.size_bytes, "evidence": evidence}
         if loaded.path is not None and not loaded.has_content:
-            return {**said, **_described(format, loaded)}
+            return {**said, **_inspected(spec, loaded)}
         with loaded.open() as file:
-            return {**said, **describe(format, file, loaded.name)}
+            return {**said, **inspect_in(spec, file, loaded.name)}
     finally:
         if position is not None:
             source.seek(position)
@@ -48,10 +50,10 @@ def inspect(source: Any) -> dict[str, Any]:
             loaded.release()
 
 
-def _described(format: Any, loaded: LoadedFile) -> dict[str, Any]:
+def _inspected(spec: FormatSpec, loaded: LoadedFile) -> dict[str, Any]:
     assert loaded.path is not None
     try:
-        return describe(format, loaded.path, loaded.name)
+        return inspect_in(spec, loaded.path, loaded.name)
     except MLupError:
         raise
     except OSError as error:

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlup_stream.config import Config
-from mlup_stream.constants import BinarizationType, Delivery, Optimize
+from mlup_stream.constants import BinarizationType, Delivery, Optimize, binarization_type_of
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.map_trouble import map_trouble
 from mlup_stream.errors import ConfigError
+from mlup_stream.formats.kinds import name_of
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.memory.gate import Weighed
 from mlup_stream.memory.governor import Admission, MemoryGovernor
 from mlup_stream.ml.binarization.base import BaseBinarizer
-from mlup_stream.registry import AUTO, binarization_type_of, binarizer_class
+from mlup_stream.registry import AUTO, binarizer_class, spec_of
 
 __all__ = ["LoadPlan", "choose_binarizer", "plan_load", "weigh_load"]
 
@@ -75,8 +76,9 @@ def choose_binarizer(loaded: LoadedFile, conf: Config, governor: MemoryGovernor)
         # Not imported before it is needed: who names the binarizer has no use for detection.
         from mlup_stream.ml.binarization.detection import detect
 
-        conf.binarization_type = binarization_type_of(detect(loaded))
-        logger.debug("%s: recognised as %s", loaded.name, conf.binarization_type.name)
+        format = detect(loaded)
+        conf.binarization_type = binarization_type_of(format)
+        logger.debug("%s: recognised as %s", loaded.name, spec_of(format).name)
     binarizer = binarizer_class(conf.binarization_type)
     if issubclass(binarizer, BaseBinarizer):
         _prepare(binarizer, loaded, conf.binarization_kwargs, governor)
@@ -159,7 +161,8 @@ def _weighable(
 
 def _format_name(binarizer: type[Any]) -> str:
     """The name of the binarizer's format for reports, or its own where it has none."""
-    return str(getattr(getattr(binarizer, "format", None), "value", binarizer.__name__))
+    format = getattr(binarizer, "format", None)
+    return name_of(format) if isinstance(format, str) else binarizer.__name__
 
 
 def _candidates(loaded: LoadedFile, binarizer: type[Any]) -> tuple[Delivery | None, tuple[Delivery, ...], str]:

@@ -18,40 +18,17 @@ from mlup_stream.delivery.files import checked_stat
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import PackError
-from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.kinds import FormatSpec, function_at
 from mlup_stream.ml.binarization.detection import detect
 from mlup_stream.pack.destination import Destination
-from mlup_stream.pack.npy import pack_npy
-from mlup_stream.pack.onnx import pack_onnx
 from mlup_stream.pack.packed import Gain, Packed
-from mlup_stream.pack.pickles import pack_joblib, pack_pickle
-from mlup_stream.pack.safetensors import pack_safetensors
-from mlup_stream.pack.zips import pack_npz, pack_torch
+from mlup_stream.registry import spec_of
 
 __all__ = ["pack"]
 
-_PACKERS: dict[Format, Callable[[View, Destination], Gain]] = {
-    Format.PICKLE: pack_pickle,
-    Format.JOBLIB: pack_joblib,
-    Format.NPY: pack_npy,
-    Format.NPZ: pack_npz,
-    Format.ONNX: pack_onnx,
-    Format.SAFETENSORS: pack_safetensors,
-    Format.TORCH: pack_torch,
-}
-
-_NOTHING_TO_GAIN = {
-    Format.GGUF: "its tensors are aligned by the format itself",
-    Format.KERAS: "Keras copies the weights out of it into memory of its own",
-    Format.LIGHTGBM: "it is text, which LightGBM makes trees of",
-    Format.SAVED_MODEL: "TensorFlow reads the variables into memory of its own",
-    Format.TORCHSCRIPT: "torch reads its tensors into memory of its own",
-    Format.XGBOOST: "XGBoost makes trees of it",
-}
-
 
 def pack(
-    source: str | os.PathLike[str], destination: str | os.PathLike[str], *, force: bool = False, format: Format | None = None
+    source: str | os.PathLike[str], destination: str | os.PathLike[str], *, force: bool = False, format: str | None = None
 ) -> Packed:
     """Writes the model in `source` to `destination`, its arrays aligned, in the format that it has.
 
@@ -61,9 +38,10 @@ def pack(
         source: A model file, or the index of a sharded safetensors model.
         destination: Where to write. External data of an ONNX model goes beside it.
         force: Replace what is there.
-        format: What the source is; None finds out.
+        format: What the source is, a `Format` or the name of one; None finds out.
 
     Raises:
+        ConfigError: `format` is not known.
         PackError: There is nothing to gain, no room, something at the destination, or what was written differs.
         ModelNotFoundError, ModelPermissionError, FormatNotRecognizedError, ...: As for a load.
         CorruptModelError: The source is damaged.
@@ -72,8 +50,8 @@ def pack(
     started = time.perf_counter()
     path, target = os.fspath(source), os.fspath(destination)
     status = checked_stat(path)
-    format = format or detect(LoadedFile(path=path))
-    packer = _packer_of(path, format)
+    spec = spec_of(format or detect(LoadedFile(path=path)))
+    packer = _packer_of(path, spec)
     view = View(path)
     try:
         with Destination(target, force=force, mode=status.st_mode) as written:
@@ -87,7 +65,7 @@ def pack(
     return Packed(
         source=path,
         destination=target,
-        format=format.value,
+        format=spec.name,
         files=files,
         source_bytes=sum(map(os.path.getsize, (path, *gain.also_read))),
         destination_bytes=sum(map(os.path.getsize, files)),
@@ -100,8 +78,9 @@ def pack(
     )
 
 
-def _packer_of(path: str, format: Format) -> Callable[[View, Destination], Gain]:
-    packer = _PACKERS.get(format)
-    if packer is None:
-        raise PackError(f"{path}: a {format.value} model has nothing to gain: {_NOTHING_TO_GAIN[format]}", path=path)
+def _packer_of(path: str, spec: FormatSpec) -> Callable[[View, Destination], Gain]:
+    if not spec.packer:
+        reason = spec.nothing_to_gain or f"{spec.origin or 'its row'} names no packer"
+        raise PackError(f"{path}: a {spec.name} model has nothing to gain: {reason}", path=path)
+    packer: Callable[[View, Destination], Gain] = function_at(spec.packer)
     return packer

@@ -29,9 +29,10 @@ from mlup_stream.errors import (
 )
 from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.peek import Peek
-from mlup_stream.formats.recognition.detect import recognise
+from mlup_stream.formats.recognition import detect as recognition
 from mlup_stream.ml.binarization.detection import detect, formats_of
 from mlup_stream.ml.binarization.pickle import PickleBinarizer
+from mlup_stream.registry import ROWS
 
 LOOKED_AT_MOST_BYTES = 20 * 1024
 """Both ends, and a stretch of a compressed stream or of a pickle without frames. bzip2 is the exception, by its blocks."""
@@ -65,7 +66,7 @@ def test_every_format_is_recognised_at_its_path(models: Path) -> None:
     }
     for path, _ in each_model(models):
         with Peek(path) as peek:
-            (finding,) = recognise(peek)
+            (finding,) = recognition.detect(peek, ROWS)
             assert finding.evidence
 
 
@@ -204,7 +205,7 @@ def test_a_joblib_file_is_recognised_behind_a_large_structure(tmp_path: Path) ->
     assert detect(LoadedFile(path=tmp_path / "model")) is Format.JOBLIB
     assert detect(LoadedFile(path=tmp_path / "other")) is Format.PICKLE
     with Peek(tmp_path / "model") as peek:
-        recognise(peek)
+        recognition.detect(peek, ROWS)
         assert peek.looked_bytes <= LOOKED_AT_MOST_BYTES
 
 
@@ -344,7 +345,7 @@ def test_little_is_read(models: Path) -> None:
     """Detection looks at a few hundred bytes at each end, and at no more than a few KiB where those ask for it."""
     for path, _ in each_model(models):
         with Peek(path) as peek:
-            recognise(peek)
+            recognition.detect(peek, ROWS)
             assert peek.looked_bytes <= LOOKED_AT_MOST_BYTES, path.name
 
 
@@ -374,7 +375,7 @@ def test_little_is_read_of_a_large_file(tmp_path: Path) -> None:
                 return file.readinto(buffer)
 
         with Peek(Counted(), "large.pckl") as peek:
-            assert [finding.format for finding in recognise(peek)] == [Format.PICKLE]
+            assert [finding.format for finding in recognition.detect(peek, ROWS)] == [Format.PICKLE]
     assert 0 < sum(read) <= LOOKED_AT_MOST_BYTES
 
 

@@ -29,10 +29,11 @@ from mlup_stream.errors import (
     ModelNotFoundError,
     NotAModelFileError,
 )
-from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.recognition import inspect as inspecting
-from mlup_stream.formats.recognition.inspect import describe
+from mlup_stream.formats.kinds import Format, function_at
+from mlup_stream.formats.listing import plain
+from mlup_stream.formats.recognition.inspect import inspect as inspect_in
 from mlup_stream.ml.inspection import inspect
+from mlup_stream.registry import ROWS, spec_of
 from mlup_stream.units import MIB
 
 numpy = pytest.importorskip("numpy", reason="writes arrays")
@@ -164,9 +165,9 @@ def test_every_sample_is_told_the_same_as_content(samples: Path) -> None:
         assert file.read() == content
 
 
-def test_every_format_has_a_describer() -> None:
+def test_every_format_has_an_inspector() -> None:
     """The table is complete."""
-    assert set(inspecting._DESCRIBERS) == set(Format)
+    assert {row.format for row in ROWS if callable(function_at(row.inspector))} == set(Format)
 
 
 def test_nothing_is_imported_and_nothing_runs(samples: Path, tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_classes_of_a_pickle_are_named_in_every_protocol() -> None:
     """By GLOBAL, by STACK_GLOBAL, and by strings that come out of the memo."""
     model = [io.BytesIO, LoadedFile, io.StringIO, LoadedFile]
     for protocol in range(2, 6):
-        said = describe(Format.PICKLE, pickle.dumps(model, protocol), "m")
+        said = inspect_in(spec_of(Format.PICKLE), pickle.dumps(model, protocol), "m")
         names = [name.replace("io.", "_io.").replace("__io", "_io") for name in said["globals_in_head"]]
         assert names == ["_io.BytesIO", "mlup_stream.delivery.loaded_file.LoadedFile", "_io.StringIO"]
 
@@ -210,7 +211,7 @@ def test_long_things_are_cut(tmp_path: Path) -> None:
     said = inspect(path)
     assert (len(said["tensors"]), said["tensors_total"]) == (1000, 1500)
     assert len(said["metadata"]["long"]) < 300
-    assert inspecting._plain([math.inf, 1.0] * 4) == {"first": ["inf", 1.0, "inf", 1.0, "inf"], "length": 8}
+    assert plain([math.inf, 1.0] * 4) == {"first": ["inf", 1.0, "inf", 1.0, "inf"], "length": 8}
 
 
 def test_bad_input_is_a_typed_error(tmp_path: Path) -> None:
@@ -262,7 +263,9 @@ def test_garbled_headers_never_end_in_another_error(samples: Path, name: str) ->
         whole[at] = kept ^ 0x55
         for format in (None, Format(FORMAT_OF[name])):
             with contextlib.suppress(LoadError):
-                json.dumps(inspect(bytes(whole)) if format is None else describe(format, bytes(whole), "m"), allow_nan=False)
+                json.dumps(
+                    inspect(bytes(whole)) if format is None else inspect_in(spec_of(format), bytes(whole), "m"), allow_nan=False
+                )
         whole[at] = kept
 
 

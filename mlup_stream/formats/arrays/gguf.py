@@ -25,10 +25,23 @@ from typing import Any, NamedTuple
 
 from mlup_stream.errors import ModelBinarizationError
 from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.listing import LISTED, listed, plain
+from mlup_stream.formats.peek import Peek
 from mlup_stream.formats.source import Source
 from mlup_stream.units import MIB
 
-__all__ = ["MAX_HEADER_BYTES", "SPLIT_TENSORS", "TYPES", "Header", "Tensor", "TensorType", "read_header", "split_paths"]
+__all__ = [
+    "MAX_HEADER_BYTES",
+    "SPLIT_TENSORS",
+    "TYPES",
+    "Header",
+    "Tensor",
+    "TensorType",
+    "detect",
+    "inspect",
+    "read_header",
+    "split_paths",
+]
 
 MAX_HEADER_BYTES = 256 * MIB
 """A vocabulary of 150 000 words with its merges takes 10 MiB."""
@@ -336,3 +349,23 @@ def _refuse_overlaps(source: Source, tensors: tuple[Tensor, ...]) -> None:
 def _neighbours(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
     ordered = sorted((tensor for tensor in tensors if tensor.size_bytes), key=lambda tensor: tensor.start)
     return itertools.pairwise(ordered)
+
+
+def detect(peek: Peek) -> str | None:
+    # The version is small in one byte order or the other.
+    return "the GGUF magic number" if re.match(rb"GGUF(?:[^\0]\0\0\0|\0\0\0[^\0])", peek.head) else None
+
+
+def inspect(given: Any, name: str) -> dict[str, Any]:
+    header = read_header(given, name)
+    tensors = [
+        {"name": each.name, "dtype": each.type.name, "shape": list(each.shape), "size_bytes": each.size_bytes}
+        for each in header.tensors
+    ]
+    return {
+        "version": header.version,
+        "byte_order": "big-endian" if header.big_endian else "little-endian",
+        "metadata": {key: plain(value) for key, value in list(header.metadata.items())[:LISTED]},
+        "payload_bytes": header.payload_bytes,
+        **listed("tensors", tensors),
+    }

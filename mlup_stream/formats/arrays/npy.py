@@ -23,11 +23,13 @@ from typing import Any
 from mlup_stream.errors import CorruptModelError
 from mlup_stream.formats.arrays.npy_literal import parse_literal
 from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.listing import plain
+from mlup_stream.formats.peek import Peek
 from mlup_stream.formats.share import Share
 from mlup_stream.formats.source import Source
 from mlup_stream.units import MIB
 
-__all__ = ["MAX_HEADER_BYTES", "NpyHeader", "parse_header", "read_header", "share"]
+__all__ = ["MAX_HEADER_BYTES", "NpyHeader", "detect", "inspect", "parse_header", "read_header", "share", "told"]
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 1 * MIB
@@ -254,3 +256,24 @@ class _Parsing:
             path=self._name,
             format=Format.NPY.value,
         )
+
+
+def detect(peek: Peek) -> str | None:
+    return "the .npy magic number" if re.match(rb"\x93NUMPY[\1-\3]", peek.head) else None
+
+
+def inspect(given: Any, name: str) -> dict[str, Any]:
+    said = told(read_header(given, name))
+    return {"payload_bytes": said.pop("size_bytes"), **said}
+
+
+def told(header: Any) -> dict[str, Any]:
+    """What a header says, of a file or of a member."""
+    return {
+        "dtype": plain(header.descr),
+        "shape": list(header.shape),
+        "size_bytes": header.data_bytes,
+        "order": "F" if header.fortran_order else "C",
+        "aligned": header.aligned,
+        "python_objects": header.has_objects,
+    }

@@ -20,13 +20,15 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from mlup_stream.errors import CorruptModelError, ModelBinarizationError
-from mlup_stream.formats.arrays.npy import NpyHeader, parse_header, read_header
+from mlup_stream.formats.arrays.npy import NpyHeader, parse_header, read_header, told
 from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.listing import listed
+from mlup_stream.formats.peek import Peek
 from mlup_stream.formats.share import Share
 from mlup_stream.formats.zip import DEFLATED, STORED, ZipMember, walk
 from mlup_stream.units import KIB
 
-__all__ = ["NpzMember", "open_member", "read_members", "share"]
+__all__ = ["NpzMember", "detect", "inspect", "open_member", "read_members", "share"]
 
 _SUFFIX = ".npy"
 _WINDOW_BYTES = 64 * KIB
@@ -203,3 +205,17 @@ class _MemberFile(io.RawIOBase):
             path=self._name,
             format=Format.NPZ.value,
         )
+
+
+def detect(peek: Peek) -> str | None:
+    if peek.members and all(name.endswith(".npy") for name in peek.members):
+        return f"a zip of {len(peek.members)} .npy members"
+    return None
+
+
+def inspect(given: Any, name: str) -> dict[str, Any]:
+    members = read_members(given, name)
+    arrays = [
+        {"name": each.key, "stored": each.stored, **(told(each.header) if each.header is not None else {})} for each in members
+    ]
+    return listed("arrays", arrays)

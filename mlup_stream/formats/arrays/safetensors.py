@@ -14,12 +14,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
+from mlup_stream.formats.listing import LISTED, listed, plain
+from mlup_stream.formats.peek import Peek
 from mlup_stream.formats.source import Source
 
-__all__ = ["BITS_OF", "INDEX_SUFFIX", "MAX_HEADER_BYTES", "Header", "Tensor", "read_header", "read_index"]
+__all__ = [
+    "BITS_OF",
+    "INDEX_SUFFIX",
+    "MAX_HEADER_BYTES",
+    "Header",
+    "Tensor",
+    "detect",
+    "detect_index",
+    "inspect",
+    "read_header",
+    "read_index",
+]
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -170,3 +184,32 @@ def _tensor(source: Source, name: str, value: Any, data_start: int) -> Tensor:
 
 def _sizes(value: Any) -> list[int] | None:
     return value if isinstance(value, list) and all(type(each) is int and each >= 0 for each in value) else None
+
+
+def detect(peek: Peek) -> str | None:
+    length = int.from_bytes(peek.head[:8], "little")
+    if not 2 <= length <= MAX_HEADER_BYTES or not re.match(rb"\{[\"} \n]", peek.head[8:10]):
+        return None
+    cut_off = ", cut off" if 8 + length > peek.size_bytes else ""
+    return f"a header length of {length} and JSON after it, as in safetensors{cut_off}"
+
+
+def detect_index(peek: Peek) -> str | None:
+    if re.match(rb"\s*\{", peek.head) and re.search(rb'"weight_map"\s*:\s*\{[^}]*?\.safetensors"', peek.head):
+        return "JSON with a weight_map of .safetensors files: the index of a sharded model"
+    return None
+
+
+def inspect(given: Any, name: str) -> dict[str, Any]:
+    with Source(given, name) as source:
+        first = source.read(0, min(8, source.size_bytes), "first bytes")
+    if int.from_bytes(first, "little") > MAX_HEADER_BYTES and first.lstrip().startswith(b"{"):
+        files = read_index(given, name)
+        return {"files": {file: len(names) for file, names in files.items()}, "tensors_total": sum(map(len, files.values()))}
+    header = read_header(given, name)
+    tensors = [
+        {"name": each.name, "dtype": each.dtype, "shape": list(each.shape), "size_bytes": each.size_bytes}
+        for each in header.tensors
+    ]
+    metadata = {key: plain(value) for key, value in list(header.metadata.items())[:LISTED]}
+    return {"metadata": metadata, "payload_bytes": header.payload_bytes, **listed("tensors", tensors)}

@@ -20,11 +20,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mlup_stream.formats.frameworks import hdf5
+from mlup_stream.formats.listing import LISTED
+from mlup_stream.formats.peek import Peek
 from mlup_stream.formats.source import Source
 from mlup_stream.formats.zip import DEFLATED, STORED, ZipMember, walk
 from mlup_stream.units import MIB
 
-__all__ = ["CONFIG_NAME", "MAX_CONFIG_BYTES", "METADATA_NAME", "WEIGHTS_NAME", "KerasConfig", "describe", "read_hdf5", "read_zip"]
+__all__ = [
+    "CONFIG_NAME",
+    "MAX_CONFIG_BYTES",
+    "METADATA_NAME",
+    "WEIGHTS_NAME",
+    "KerasConfig",
+    "describe",
+    "detect_hdf5",
+    "detect_zip",
+    "inspect",
+    "read_hdf5",
+    "read_zip",
+]
 
 CONFIG_NAME = "config.json"
 METADATA_NAME = "metadata.json"
@@ -156,3 +171,46 @@ def read_hdf5(given: Any, name: str | None = None) -> KerasConfig | None:
 
 def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def detect_zip(peek: Peek) -> str | None:
+    names = set(peek.members)
+    if {"config.json", "metadata.json"} <= names and any(name.startswith("model.weights.") for name in names):
+        return "a zip with config.json, metadata.json and the weights, as Keras 3 writes it"
+    return None
+
+
+def detect_hdf5(peek: Peek) -> str | None:
+    if not peek.head.startswith(hdf5.MAGIC):
+        return None
+    attributes = hdf5.root_attributes(peek.at)
+    if "model_config" in attributes:
+        return "an HDF5 file with the attribute model_config, as Keras writes it"
+    found = ", ".join(sorted(attributes)) or "none"
+    peek.remarks.append(
+        f"an HDF5 file whose root has no attribute model_config (found: {found}): weights alone, or no model;"
+        " save the whole Keras model"
+    )
+    return None
+
+
+def inspect(given: Any, name: str) -> dict[str, Any]:
+    with Source(given, name) as source:
+        is_hdf5 = source.read(0, min(len(hdf5.MAGIC), source.size_bytes), "first bytes") == hdf5.MAGIC
+    members: dict[str, Any] = {}
+    if is_hdf5:
+        config = read_hdf5(given, name)
+    else:
+        config, found = read_zip(given, name)
+        members = {"members": {each.name: each.size_bytes for each in found[:LISTED]}}
+    if config is None:
+        return {"container": "hdf5", "note": "install h5py to see more"}
+    return {
+        "container": "hdf5" if is_hdf5 else "zip",
+        "model": config.class_name,
+        "name": config.name,
+        "layers": config.layers,
+        "custom_objects": list(config.custom),
+        **config.metadata,
+        **members,
+    }

@@ -14,8 +14,10 @@ from typing import Any
 
 from mlup_stream.errors import CorruptModelError, NotAModelFileError
 from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.listing import LISTED
+from mlup_stream.formats.peek import Peek
 
-__all__ = ["SavedModelFolder", "read_folder"]
+__all__ = ["SavedModelFolder", "detect", "inspect", "read_folder"]
 
 _GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 _VARIABLES = "variables"
@@ -82,3 +84,19 @@ def _incomplete(path: str, expected: str, found: Any) -> CorruptModelError:
         path=path,
         format=Format.SAVED_MODEL.value,
     )
+
+
+def detect(peek: Peek) -> str | None:
+    for name in ("saved_model.pb", "saved_model.pbtxt"):
+        if peek.entries and name in peek.entries:
+            return f"a folder with {name}"
+    return None
+
+
+def inspect(given: Any, name: str) -> dict[str, Any]:
+    folder = read_folder(given)
+    return {
+        "graph_bytes": folder.graph_bytes,
+        "variables_bytes": folder.variables_bytes,
+        "files": dict(list(folder.files.items())[:LISTED]),
+    }

@@ -19,7 +19,7 @@ from mlup_stream.formats.source import Source
 from mlup_stream.formats.zip import STORED, ZipMember, walk
 from mlup_stream.units import KIB, MIB
 
-__all__ = ["describe_torch"]
+__all__ = ["inspect_torch"]
 
 _MAX_PICKLE_BYTES = 16 * MIB
 _MAX_READS = 500_000
@@ -49,7 +49,7 @@ _TYPES = {
 """The types by the names of their storages, and the bytes of an item."""
 
 
-def describe_torch(given: Any, name: str) -> dict[str, Any]:
+def inspect_torch(given: Any, name: str) -> dict[str, Any]:
     """The tensors of a zip and how many bytes its storages have; for the legacy format, what the first pickle names.
 
     Raises:

@@ -7,9 +7,13 @@ its loader then says. Source: onnx.proto3, messages ModelProto and GraphProto; p
 
 from __future__ import annotations
 
-from mlup_stream.formats.peek import Peek
+from typing import Any
 
-__all__ = ["onnx_evidence"]
+from mlup_stream.formats.listing import listed
+from mlup_stream.formats.peek import Peek
+from mlup_stream.formats.source import Source
+
+__all__ = ["detect", "inspect"]
 
 _VARINT, _LENGTH = 0, 2
 
@@ -35,7 +39,7 @@ _MAX_FIELDS = 4096
 """Models have a few fields, and one for each function and metadata property; this bounds the walk, not the model."""
 
 
-def onnx_evidence(peek: Peek) -> str | None:
+def detect(peek: Peek) -> str | None:
     """What says that it is an ONNX model, or None."""
     position = 0
     ir_version: int | None = None
@@ -89,3 +93,32 @@ def _varint(peek: Peek, position: int) -> tuple[int | None, int]:
         if not byte & 0x80:
             return value, position + index + 1
     return None, position
+
+
+def inspect(given: Any, name: str) -> dict[str, Any]:
+    from mlup_stream.formats.onnx.layout import walk
+
+    with Source(given, name) as source:
+        found = walk(source)
+    tensors = [
+        {"name": each.name, "dtype": each.type_name, "shape": list(each.dims), "size_bytes": each.size_bytes, "where": each.where}
+        for each in found.tensors
+    ]
+    return {
+        "ir_version": found.ir_version,
+        "producer": f"{found.producer_name} {found.producer_version}".strip(),
+        "opsets": {domain or "ai.onnx": version for domain, version in found.opsets.items()},
+        "graph": found.graph_name,
+        "inputs": [_value(each) for each in found.inputs],
+        "outputs": [_value(each) for each in found.outputs],
+        "nodes": found.node_count,
+        "payload_bytes": found.payload_bytes,
+        "structure_bytes": found.structure_bytes,
+        "external_bytes": found.external_bytes,
+        "external_files": list(found.external_locations),
+        **listed("tensors", tensors),
+    }
+
+
+def _value(value: Any) -> dict[str, Any]:
+    return {"name": value.name, "type": value.type_name, "shape": None if value.shape is None else list(value.shape)}

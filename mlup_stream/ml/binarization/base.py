@@ -19,7 +19,7 @@ from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.reader import open_buffer, open_stream
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ConfigError, CorruptModelError, MLupError, ModelBinarizationError, ModelFileChanged
-from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.kinds import name_of
 from mlup_stream.memory.estimate import Estimate
 
 __all__ = ["BaseBinarizer", "FormatBinarizer"]
@@ -78,7 +78,8 @@ class FormatBinarizer(BaseBinarizer):
     The hooks get the `LoadedFile` as well, for `mapping` and `optimize`, and the options of `binarization_kwargs` by name.
     """
 
-    format: ClassVar[Format]
+    format: ClassVar[str]
+    """A `Format`, or the name of somebody else's."""
     options: ClassVar[frozenset[str]] = frozenset()
     """The names that `binarization_kwargs` may have."""
     corrupt: ClassVar[tuple[type[Exception], ...]] = (EOFError, ValueError, struct.error, zlib.error, OverflowError)
@@ -130,7 +131,9 @@ class FormatBinarizer(BaseBinarizer):
             with loaded.open() as file:
                 return cls.from_file(file, loaded, **options)
         if loaded.path is None:
-            raise ModelBinarizationError("nothing to load: the storage gave neither content nor a path", format=cls.format.value)
+            raise ModelBinarizationError(
+                "nothing to load: the storage gave neither content nor a path", format=name_of(cls.format)
+            )
         return cls.from_path(loaded.path, loaded, **options)
 
     @classmethod
@@ -184,13 +187,15 @@ class FormatBinarizer(BaseBinarizer):
         said = f"{type(error).__name__}: {_first_line(error)}"
         if cls.is_corrupt(error):
             return CorruptModelError(
-                f"{loaded.name}: expected a whole {cls.format.value} file, found damaged content ({said});"
+                f"{loaded.name}: expected a whole {name_of(cls.format)} file, found damaged content ({said});"
                 " it may be truncated: copy or export it again",
                 path=loaded.path,
-                format=cls.format.value,
+                format=name_of(cls.format),
             )
         return ModelBinarizationError(
-            f"{loaded.name}: the {cls.format.value} model could not be built ({said})", path=loaded.path, format=cls.format.value
+            f"{loaded.name}: the {name_of(cls.format)} model could not be built ({said})",
+            path=loaded.path,
+            format=name_of(cls.format),
         )
 
     @classmethod

@@ -14,9 +14,11 @@ from typing import Any
 from mlup_stream.delivery.files import checked_stat, explain_os_error
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import AmbiguousFormatError, CorruptModelError, FormatNotRecognizedError, LoadError, NotAModelFileError
-from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.peek import Peek
-from mlup_stream.formats.recognition.detect import Finding, recognise
+from mlup_stream.formats.recognition.detect import Finding
+from mlup_stream.formats.recognition.detect import detect as detect_in
+from mlup_stream.plugins import plugged_in
+from mlup_stream.registry import ROWS
 
 __all__ = ["detect", "findings_of", "formats_of"]
 
@@ -24,7 +26,7 @@ _SHOWN_BYTES = 16
 _SHOWN_NAMES = 5
 
 
-def formats_of(loaded: LoadedFile) -> tuple[Format, ...]:
+def formats_of(loaded: LoadedFile) -> tuple[str, ...]:
     """The formats that claim the file; none when it cannot be read. A file object is left where it stood."""
     try:
         return tuple(finding.format for finding in findings_of(loaded))
@@ -41,11 +43,11 @@ def findings_of(loaded: LoadedFile) -> tuple[Finding, ...]:
     if _is_unseekable(_content(loaded)):
         return ()
     with _peeked(loaded) as peek:
-        return recognise(peek)
+        return detect_in(peek, ROWS, plugged_in)
 
 
-def detect(loaded: LoadedFile) -> Format:
-    """The one format that claims the file.
+def detect(loaded: LoadedFile) -> str:
+    """The one format that claims the file: a `Format`, or the name of somebody else's.
 
     A stream that cannot be rewound is read whole, and its content put in its place: nothing could load it otherwise.
 
@@ -59,7 +61,7 @@ def detect(loaded: LoadedFile) -> Format:
     if _is_unseekable(_content(loaded)):
         loaded.raw_data = loaded.content()
     with _peeked(loaded) as peek:
-        found = recognise(peek)
+        found = detect_in(peek, ROWS, plugged_in)
         if len(found) == 1:
             return found[0].format
         if found:
@@ -116,7 +118,7 @@ def _is_unseekable(data: Any) -> bool:
 def _not_recognized(loaded: LoadedFile, peek: Peek) -> LoadError:
     if peek.damage is not None:
         return CorruptModelError(peek.damage, path=loaded.path)
-    known = ", ".join(each.value for each in Format)
+    known = ", ".join(row.name for row in (*ROWS, *plugged_in()))
     if peek.entries is not None:
         inside = ", ".join(peek.entries[:_SHOWN_NAMES]) or "nothing"
         return FormatNotRecognizedError(
@@ -134,9 +136,9 @@ def _not_recognized(loaded: LoadedFile, peek: Peek) -> LoadError:
 
 
 def _ambiguous(loaded: LoadedFile, found: tuple[Finding, ...]) -> AmbiguousFormatError:
-    claims = "; ".join(f"{finding.format.value} ({finding.evidence})" for finding in found)
+    claims = "; ".join(f"{finding.spec.name} ({finding.evidence})" for finding in found)
     return AmbiguousFormatError(
         f"{loaded.name}: more than one format claims it: {claims}; name the right one in binarization_type",
         path=loaded.path,
-        candidates=tuple(finding.format.value for finding in found),
+        candidates=tuple(finding.spec.name for finding in found),
     )

@@ -21,7 +21,7 @@ from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, ModelB
 from mlup_stream.extras import require
 from mlup_stream.formats.arrays.npy import MAX_HEADER_BYTES, NpyHeader, read_header
 from mlup_stream.formats.arrays.npz import NpzMember, open_member, read_members
-from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.kinds import Format, name_of
 from mlup_stream.formats.pickles.frames import scan
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.arrays.npz_arrays import NpzArrays
@@ -54,7 +54,7 @@ class _NumpyBinarizer(FormatBinarizer):
 
     @classmethod
     def prepare(cls) -> None:
-        require("numpy", f"{cls.format.value} files")
+        require("numpy", f"{name_of(cls.format)} files")
 
     @classmethod
     def prepare_for(cls, options: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from mlup_stream.delivery.private_file import private_file
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ConfigError, LoadError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
-from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.kinds import Format, name_of
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.ml.binarization.frameworks.torch_in_place import TorchZip, can_map, directory_of, load_in_place
@@ -60,7 +60,7 @@ class _TorchFormat(FormatBinarizer):
 
     @classmethod
     def prepare(cls) -> None:
-        require("torch", f"{cls.format.value} models")
+        require("torch", f"{name_of(cls.format)} models")
 
     @classmethod
     def is_corrupt(cls, error: Exception) -> bool:

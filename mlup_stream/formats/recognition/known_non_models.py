@@ -9,28 +9,28 @@ import re
 
 from mlup_stream.formats.peek import Peek
 
-__all__ = ["stranger"]
+__all__ = ["known_non_model"]
 
 
-def stranger(peek: Peek) -> str | None:
+def known_non_model(peek: Peek) -> str | None:
     """What it looks like, and what to do about it; None if nobody knows."""
-    for begins, what in _STRANGERS:
+    for begins, what in _BEGINNINGS:
         if re.match(begins, peek.head, re.DOTALL | re.IGNORECASE):
             return what
     if peek.members:
-        return _strange_zip(peek.members)
+        return _zip(peek.members)
     return None
 
 
-def _strange_zip(members: tuple[str, ...]) -> str:
-    for pattern, what in _STRANGE_ZIPS:
+def _zip(members: tuple[str, ...]) -> str:
+    for pattern, what in _ZIPS:
         if any(re.search(pattern, name) for name in members):
             return what
     shown = ", ".join(members[:5]) + (f" and {len(members) - 5} more" if len(members) > 5 else "")
     return f"a zip that is no model: it has {shown}"
 
 
-_STRANGERS = (
+_BEGINNINGS = (
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself; run: git lfs pull"),
     (rb"\s*<(?:!doctype|html|\?xml)", "a web page or XML, perhaps an error page that was saved as the model; download it again"),
     (rb"binf", "an XGBoost model in the binary format of before 3.1; save it as .ubj with the version that wrote it"),
@@ -51,7 +51,7 @@ _STRANGERS = (
     (rb"\0+\Z", "nothing but zeros: perhaps a download that was not finished"),
 )
 
-_STRANGE_ZIPS = (
+_ZIPS = (
     (r"^schema\.json$", "a skops file; load it with skops.io.load"),
     (r"/archive_format$", "a torch.export archive; load it with torch.export.load"),
     (r"/\.data/extern_modules$", "a torch.package archive; load it with torch.package.PackageImporter"),
