@@ -97,7 +97,7 @@ ROWS = (
     ),
     FormatSpec(
         Format.ONNX,
-        "ONNX (weights inside or in external data)",
+        "ONNX (weights inside or in external data), onnxruntime's `.ort`",
         binarizers=(
             Binarizer("mlup_stream.ml.binarization.onnx:InferenceSessionBinarizer", ("onnx",), "ONNX_INFERENCE_SESSION"),
             Binarizer(
@@ -106,10 +106,13 @@ ROWS = (
                 "ONNX_INFERENCE_SESSION_FULL_RETURN",
             ),
         ),
-        detectors=(Detector("mlup_stream.formats.onnx.head:detect", marked=False),),
+        detectors=(
+            Detector("mlup_stream.formats.onnx.head:detect", marked=False),
+            Detector("mlup_stream.formats.onnx.head:detect_ort", (b"ORTM",), 4),
+        ),
         inspector="mlup_stream.formats.onnx.head:inspect",
         packer="mlup_stream.pack.onnx:pack_onnx",
-        suffixes=(".onnx",),
+        suffixes=(".onnx", ".ort"),
         libraries=(Library("onnxruntime", (1, 17), extra="onnx"), Library("onnx", (1, 15), extra="onnx"), _NUMPY),
         runs_code="the model's own graph, when it is asked: a graph is code for its runtime",
     ),

@@ -1,4 +1,4 @@
-"""Formats of other distributions: detected, planned, inspected, packed and loaded like ours; a broken one is named and skipped."""
+"""Formats of other distributions: detected, planned, inspected, packed and loaded like ours; a broken one is skipped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ ROWS = """
     )
 
     def several():
-        return [FormatSpec("clay", "clay", (Binarizer("quarry.stone:StoneBinarizer", ("clay",)),), (Detector("quarry.stone:fails"),))]
+        builds = Binarizer("quarry.stone:StoneBinarizer", ("clay",))
+        return [FormatSpec("clay", "clay", (builds,), (Detector("quarry.stone:fails"),))]
 """
 STONE = """
     from mlup_stream.constants import Delivery
@@ -100,7 +101,7 @@ def in_child(site: Path, code: str, **values: Any) -> Any:
 
 
 def test_a_foreign_format_is_detected_and_loaded(site: Path) -> None:
-    """By content, and by its short name; the report has its format; what detection found is an import path, which is read back."""
+    """By content and by its short name; the report has its format; what detection found is an import path, which is read back."""
     found = in_child(
         site,
         """

@@ -62,6 +62,10 @@ def explain_os_error(error: Exception, path: str | os.PathLike[str]) -> LoadErro
     if isinstance(error, PermissionError):
         return ModelPermissionError(f"{path}: no permission to read it; grant this user read access", path=path)
     if isinstance(error, FileNotFoundError):
+        if _is_address(path):
+            return ModelNotFoundError(
+                f"{path}: expected a path on the local disk, found an address; download the file and give its path", path=path
+            )
         if os.path.islink(path):
             return ModelNotFoundError(
                 f"{path}: the symlink leads to {os.readlink(path)!r}, which does not exist; repair the link", path=path
@@ -70,6 +74,11 @@ def explain_os_error(error: Exception, path: str | os.PathLike[str]) -> LoadErro
     if isinstance(error, OSError):
         return NotAModelFileError(f"{path}: could not be opened: {error.strerror or error}", path=path)
     return NotAModelFileError(f"{path!r}: not a path: {error}", path=path)
+
+
+def _is_address(path: str | bytes) -> bool:
+    scheme, mark, _ = path.partition("://") if isinstance(path, str) else ("", "", "")
+    return bool(mark) and scheme.isalnum() and not os.path.isdir(f"{scheme}:")
 
 
 def _what_is_there(path: str) -> str:

@@ -24,6 +24,7 @@ from mlup_stream.delivery.files import explain_os_error
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, LoadError, MissingDependencyError, PackError
 from mlup_stream.formats.onnx.external import Place, without_payloads
+from mlup_stream.formats.onnx.head import is_ort
 from mlup_stream.formats.onnx.layout import MIN_PAYLOAD_BYTES, Layout, Tensor, walk
 from mlup_stream.formats.source import Source
 from mlup_stream.ml.binarization.onnx_runtime.external_files import check_external_files
@@ -63,6 +64,8 @@ def pack_onnx(view: View, destination: Destination) -> Gain:
     name = str(view.path)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(Source(view))
+        if is_ort(source):
+            raise PackError(f"{name}: only onnxruntime reads its own format; pack the .onnx that it was made from", path=name)
         layout = walk(source)
         weights = _weights(name, layout)
         if not weights:

@@ -22,9 +22,20 @@ from onnx import TensorProto, helper  # noqa: E402  # after what decides whether
 from onnx_models import BUILDERS, WIDTH, build, rows, write_external  # noqa: E402
 
 from mlup_stream.constants import Delivery, LoadedFile, Optimize  # noqa: E402
-from mlup_stream.errors import ConfigError, CorruptModelError, ModelBinarizationError, ModelLoadError, ModelNotFoundError  # noqa: E402
+from mlup_stream.errors import (  # noqa: E402
+    ConfigError,
+    CorruptModelError,
+    ModelBinarizationError,
+    ModelLoadError,
+    ModelNotFoundError,
+    PackError,
+)
+from mlup_stream.formats.kinds import Format  # noqa: E402
 from mlup_stream.memory.estimate import Certainty  # noqa: E402
+from mlup_stream.ml.binarization.detection import detect  # noqa: E402
 from mlup_stream.ml.binarization.onnx import InferenceSessionBinarizer, InferenceSessionFullReturnBinarizer  # noqa: E402
+from mlup_stream.ml.inspection import inspect  # noqa: E402
+from mlup_stream.pack import pack  # noqa: E402
 
 DELIVERIES = InferenceSessionBinarizer.deliveries
 FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
@@ -361,6 +372,10 @@ def test_models_in_onnxruntimes_own_format(tmp_path: Path) -> None:
     options.add_session_config_entry("session.save_model_format", "ORT")
     onnxruntime.InferenceSession(build(tmp_path / "m.onnx"), options)
     path = (tmp_path / "m.ort").rename(tmp_path / "renamed.bin")
+    assert detect(LoadedFile(path=path)) is Format.ONNX
+    assert inspect(path)["container"] == "ort"
+    with pytest.raises(PackError, match=r"pack the \.onnx"):
+        pack(path, tmp_path / "packed.ort")
     expected = plain(tmp_path / "m.onnx", Optimize.SPEED).run(None, {"x": rows()})[0]
     for delivery in DELIVERIES:
         found = load(LoadedFile(path=path, delivery=delivery)).predict(rows())[0]

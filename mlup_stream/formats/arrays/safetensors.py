@@ -195,7 +195,13 @@ def detect(peek: Peek) -> str | None:
 
 
 def detect_index(peek: Peek) -> str | None:
-    if re.match(rb"\s*\{", peek.head) and re.search(rb'"weight_map"\s*:\s*\{[^}]*?\.safetensors"', peek.head):
+    if not re.match(rb"\s*\{", peek.head):
+        return None
+    # Metadata before the map may be as long as it likes; the map then ends the file.
+    is_after_metadata = re.match(rb'\s*\{\s*"metadata"\s*:', peek.head)
+    if re.search(rb'"weight_map"\s*:\s*\{[^}]*?\.safetensors"', peek.head) or (
+        is_after_metadata and re.search(rb'"[^"]+\.safetensors"\s*\}\s*\}\s*\Z', peek.tail)
+    ):
         return "JSON with a weight_map of .safetensors files: the index of a sharded model"
     return None
 

@@ -13,7 +13,7 @@ from mlup_stream.formats.listing import listed
 from mlup_stream.formats.peek import Peek
 from mlup_stream.formats.source import Source
 
-__all__ = ["detect", "inspect"]
+__all__ = ["detect", "detect_ort", "inspect", "is_ort"]
 
 _VARINT, _LENGTH = 0, 2
 
@@ -33,6 +33,7 @@ _MODEL_FIELDS = {
     26: _LENGTH,  # configuration
 }
 _IR_VERSION, _GRAPH = 1, 7
+_ORT_HEAD_BYTES = 8
 _GRAPH_FIELDS = frozenset({1, 2, 5, 10, 11, 12, 13, 14, 15, 16})  # all of them length-delimited
 _MAX_IR_VERSION = 100
 _MAX_FIELDS = 4096
@@ -95,10 +96,22 @@ def _varint(peek: Peek, position: int) -> tuple[int | None, int]:
     return None, position
 
 
+def detect_ort(peek: Peek) -> str | None:
+    """What says that it is a model in onnxruntime's own format, a flatbuffer with the file identifier `ORTM`, or None."""
+    return "the file identifier ORTM of onnxruntime's own format" if peek.size_bytes > _ORT_HEAD_BYTES else None
+
+
+def is_ort(source: Source) -> bool:
+    """Whether it is a model in onnxruntime's own format, which has no layout to walk."""
+    return source.size_bytes > _ORT_HEAD_BYTES and source.read(4, 4, "the model") == b"ORTM"
+
+
 def inspect(given: Any, name: str) -> dict[str, Any]:
     from mlup_stream.formats.onnx.layout import walk
 
     with Source(given, name) as source:
+        if is_ort(source):
+            return {"container": "ort", "note": "only onnxruntime reads more of its own format"}
         found = walk(source)
     tensors = [
         {"name": each.name, "dtype": each.type_name, "shape": list(each.dims), "size_bytes": each.size_bytes, "where": each.where}

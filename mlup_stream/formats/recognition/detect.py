@@ -48,7 +48,7 @@ def detect(peek: Peek, rows: Iterable[FormatSpec], others: Callable[[], Iterable
     if not found:
         foreign = tuple(others())
         found = _claims(peek, foreign, marked=True) or _claims(peek, (*rows, *foreign), marked=False)
-    if not found and peek.entries is None and (what := known_non_model(peek)):
+    if not found and (what := known_non_model(peek)):
         peek.remarks.append(what)
     return _break_tie(peek, found)
 

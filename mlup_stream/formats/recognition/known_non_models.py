@@ -1,6 +1,8 @@
 """What files that are no model here often turn out to be, so that the message can say so and what to do.
 
-Sources: each format's own magic number; the Git LFS pointer specification, version 1.
+Sources: each format's own magic number; the Git LFS pointer specification, version 1; the file identifiers of flatbuffers, at
+offset 4 (`TFL3`, `ET12`); CoreML's `Model.proto`, TensorFlow's `saved_model.proto` and `graph.proto`, and the footer of its
+tables (`table/format.h`); what `dump_model` of LightGBM and XGBoost and `to_json` of Keras write.
 """
 
 from __future__ import annotations
@@ -14,29 +16,95 @@ __all__ = ["known_non_model"]
 
 def known_non_model(peek: Peek) -> str | None:
     """What it looks like, and what to do about it; None if nobody knows."""
+    if peek.entries is not None:
+        return _first(_FOLDERS, "\n".join(peek.entries))
     for begins, what in _BEGINNINGS:
         if re.match(begins, peek.head, re.DOTALL | re.IGNORECASE):
             return what
+    if peek.head.startswith(b"\x08"):
+        return _versioned_protobuf(peek)
     if peek.members:
         return _zip(peek.members)
-    return None
+    for ends, what in _ENDINGS:
+        if peek.tail.endswith(ends):
+            return what
+    return _first(_NAMES, peek.name)
+
+
+def _first(table: tuple[tuple[str, str], ...], text: str) -> str | None:
+    return next((what for pattern, what in table if re.search(pattern, text, re.MULTILINE | re.IGNORECASE)), None)
 
 
 def _zip(members: tuple[str, ...]) -> str:
-    for pattern, what in _ZIPS:
-        if any(re.search(pattern, name) for name in members):
-            return what
+    found = _first(_ZIPS, "\n".join(members))
+    if found is not None:
+        return found
     shown = ", ".join(members[:5]) + (f" and {len(members) - 5} more" if len(members) > 5 else "")
     return f"a zip that is no model: it has {shown}"
 
 
+def _versioned_protobuf(peek: Peek) -> str | None:
+    """A version in field 1 and a message in field 2: a SavedModel ends after it, or repeats it; CoreML's model comes next."""
+    if not re.match(rb"\x08[\x01-\x1f]\x12", peek.head):
+        return None
+    length, position = 0, 3
+    for index, byte in enumerate(peek.head[3:13]):
+        length |= (byte & 0x7F) << 7 * index
+        position += 1
+        if not byte & 0x80:
+            break
+    follows = peek.at(position + length, 1)
+    if peek.head[1] == 1 and follows in (b"", b"\x12"):
+        return "perhaps the saved_model.pb of a TensorFlow SavedModel; give its folder"
+    if follows and (follows == b"\x50" or follows[0] & 0x80):  # isUpdatable, or a number above 15: the kinds begin at 200
+        return f"a CoreML model; {_NO_BINARIZER}"
+    return None
+
+
+_NO_BINARIZER = "there is no binarizer for it: export the model as ONNX, or write one and name it in binarization_type"
+_CHECKPOINT = "part of a TensorFlow checkpoint, which holds weights alone; save the whole model as a SavedModel or .keras"
+
 _BEGINNINGS = (
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself; run: git lfs pull"),
+    (
+        rb"\s*(?:<\?xml[^>]*>\s*)?<net\s",
+        f"the graph of an OpenVINO model, whose weights are in a .bin beside it; {_NO_BINARIZER}",
+    ),
+    (rb"\s*(?:<\?xml[^>]*>\s*)?<PMML\s", f"a PMML model; {_NO_BINARIZER}"),
     (rb"\s*<(?:!doctype|html|\?xml)", "a web page or XML, perhaps an error page that was saved as the model; download it again"),
     (rb"binf", "an XGBoost model in the binary format of before 3.1; save it as .ubj with the version that wrote it"),
-    (rb".{4}ORTM", "a model in onnxruntime's own .ort format; give the .onnx that it was made from"),
-    (rb".{4}TFL3", "a TensorFlow Lite model, for which there is no binarizer; write one and name it in binarization_type"),
-    (rb"\x08\x01\x12", "perhaps the saved_model.pb of a TensorFlow SavedModel; give its folder"),
+    (rb"CBM1", f"a CatBoost model; {_NO_BINARIZER}"),
+    (rb".{4}TFL3", f"a TensorFlow Lite model; {_NO_BINARIZER}"),
+    (rb".{4}ET\d\d", f"an ExecuTorch program; {_NO_BINARIZER}"),
+    (
+        rb"\x0a.{1,4}\x0a.[\w./:-]+\x12.(?-i:[A-Z])\w+",
+        "a TensorFlow graph (GraphDef), frozen or without weights; save the model as a SavedModel or export it as ONNX",
+    ),
+    (
+        rb"(?:model_checkpoint_path|all_model_checkpoint_paths): ",
+        "the list of a training's TensorFlow checkpoints, which hold weights alone; save the model as a SavedModel or .keras",
+    ),
+    (
+        rb'\s*\{\s*"name"\s*:\s*"tree"',
+        "a JSON dump of a LightGBM model, which LightGBM cannot load; write the model with Booster.save_model",
+    ),
+    (
+        rb'\s*\[?\s*\{\s*"nodeid"|booster\[0\]:\s*0:',
+        "a dump of an XGBoost model, which XGBoost cannot load; write the model with save_model, as .ubj",
+    ),
+    (
+        rb'\s*\{\s*(?:"module"\s*:\s*"[\w.]*"\s*,\s*)?"class_name"\s*:\s*"\w+"\s*,\s*"config"',
+        "the layers of a Keras model without its weights (to_json); save the whole model as .keras",
+    ),
+    (
+        rb'\s*\{\s*"(?:weight_map"\s*:\s*\{[^}]*\.bin"|metadata"\s*:\s*\{\s*"total_size")',
+        "the index of a torch model in several files; give one of them, or save the model as safetensors, whose index is loaded",
+    ),
+    (
+        rb'\s*\{.*"(?:architectures|model_type|_name_or_path)"\s*:',
+        "the configuration of a model without its weights; give the file beside it that has them",
+    ),
+    (rb'\s*\{.*"(?:added_tokens|truncation|tokenizer_class)"\s*:', "a tokenizer; give the file with the model's weights"),
     (rb"PK\x05\x06", "an empty zip"),
     (rb"(?:ggml|ggjt|ggla|lmgg|tjgg|algg)", "a llama.cpp model from before GGUF; convert it with llama.cpp's own script"),
     (rb".{257}ustar", "a tar archive; unpack it and give the model inside"),
@@ -51,10 +119,24 @@ _BEGINNINGS = (
     (rb"\0+\Z", "nothing but zeros: perhaps a download that was not finished"),
 )
 
+_ENDINGS = ((b"\x57\xfb\x80\x8b\x24\x75\x47\xdb", _CHECKPOINT),)
+"""The number that ends a table of TensorFlow's, which is one of LevelDB."""
+
+_NAMES = (
+    (r"\.onnx[._]data$", "the weights of an ONNX model, which are loaded with it; give the .onnx beside it"),
+    (r"\.data-\d{5}-of-\d{5}$|\.ckpt\.meta$", _CHECKPOINT),
+)
+"""Bare numbers have no mark: only their name says what they are."""
+
 _ZIPS = (
     (r"^schema\.json$", "a skops file; load it with skops.io.load"),
     (r"/archive_format$", "a torch.export archive; load it with torch.export.load"),
     (r"/\.data/extern_modules$", "a torch.package archive; load it with torch.package.PackageImporter"),
     (r"(?:^|/)saved_model\.pb$", "a zipped SavedModel; unpack it and give the folder"),
     (r"(?:^|/)word/document\.xml$|^xl/", "an office document"),
+)
+
+_FOLDERS = (
+    (r"^Manifest\.json$", f"perhaps a CoreML package; {_NO_BINARIZER}"),
+    (r"\.data-\d{5}-of-\d{5}$", f"it holds {_CHECKPOINT}"),
 )

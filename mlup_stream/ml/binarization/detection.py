@@ -121,8 +121,10 @@ def _not_recognized(loaded: LoadedFile, peek: Peek) -> LoadError:
     known = ", ".join(row.name for row in (*ROWS, *plugged_in()))
     if peek.entries is not None:
         inside = ", ".join(peek.entries[:_SHOWN_NAMES]) or "nothing"
+        seems = f" ({'; '.join(peek.remarks)})" if peek.remarks else ""
         return FormatNotRecognizedError(
-            f"{loaded.name}: expected a model, found a folder with {inside}, and no saved_model.pb in it; give the model's file",
+            f"{loaded.name}: expected a model, found a folder with {inside}{seems}, and no saved_model.pb in it;"
+            " give the model's file",
             path=loaded.path,
         )
     first = peek.head[:_SHOWN_BYTES]

@@ -24,6 +24,7 @@ from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ModelBinarizationError
 from mlup_stream.formats.onnx.external import Place, without_payloads
+from mlup_stream.formats.onnx.head import is_ort
 from mlup_stream.formats.onnx.layout import MIN_PAYLOAD_BYTES, Layout, walk
 from mlup_stream.formats.onnx.tensor import Tensor
 from mlup_stream.formats.onnx.wire import Field
@@ -84,7 +85,7 @@ class Opener:
         self._keywords = keywords
         self._options = session_options(keywords.get("sess_options"))
         self._users_own = self._options is keywords.get("sess_options")
-        self._layout = None if _is_ort_format(source) else walk(source, min_payload_bytes=_MIN_PAYLOAD_BYTES)
+        self._layout = None if is_ort(source) else walk(source, min_payload_bytes=_MIN_PAYLOAD_BYTES)
         beside = os.path.dirname(os.path.abspath(loaded.path)) if loaded.path else ""
         self._folder = config_entry(self._options, _FOLDER) or beside
         self._policy = Policy({_LOAD_FORMAT: "ORT"})
@@ -268,11 +269,6 @@ class Opener:
                 format="onnx",
             )
         check_external_files(layout, self._folder, self._loaded.name)
-
-
-def _is_ort_format(source: Source) -> bool:
-    """Whether it is a model in onnxruntime's own format, a flatbuffer with this file identifier, which has no layout to walk."""
-    return source.size_bytes > 8 and source.read(4, 4, "the model") == b"ORTM"
 
 
 def _why_it_stays(tensor: Tensor, layout: Layout) -> str:

@@ -1,0 +1,171 @@
+"""What is no model here and often given as one: the message says what it is and what to do, and never calls it something else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from child import run_child
+
+from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.errors import FormatNotRecognizedError, ModelNotFoundError
+from mlup_stream.formats.arrays.safetensors import read_index
+from mlup_stream.formats.kinds import Format
+from mlup_stream.ml.binarization.detection import detect, formats_of
+from mlup_stream.ml.storage.local_disk import DiskStorage
+
+
+def said_of(data: bytes | str, tmp_path: Path, name: str = "model") -> str:
+    path = tmp_path / name
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    with pytest.raises(FormatNotRecognizedError) as caught:
+        detect(LoadedFile(path=path))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value > 0x7F:
+        out += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return out + bytes([value])
+
+
+def field(number: int, content: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+META_GRAPH = field(1, field(4, b"serve") + field(5, b"2.21.0")) + field(2, b"x" * 3000)
+DESCRIPTION = field(1, field(1, b"image") + field(3, b"\x22\x00")) + field(100, field(1, b"A classifier"))
+NODE = field(1, b"input") + field(2, b"Placeholder") + field(5, field(1, b"dtype"))
+
+
+@pytest.mark.parametrize(
+    ("data", "says", "never"),
+    [
+        (b"\x08\x01" + field(2, DESCRIPTION) + field(500, b"y" * 900), "CoreML", "SavedModel"),
+        (b"\x08\x07" + field(2, DESCRIPTION) + field(502, b"y" * 900), "CoreML", "SavedModel"),
+        (b"\x08\x01" + field(2, META_GRAPH), "SavedModel; give its folder", "CoreML"),
+        (b"\x08\x01" + field(2, META_GRAPH) * 2, "SavedModel; give its folder", "CoreML"),
+        (field(1, NODE) + field(1, field(1, b"w") + field(2, b"Const")) + field(4, b"\x08\x1b"), "GraphDef", "CoreML"),
+        ('<?xml version="1.0"?>\n<net name="model" version="11">\n<layers>', "OpenVINO", "web page"),
+        ('<net name="model" version="11">', "OpenVINO", "web page"),
+        ('<?xml version="1.0"?>\n<PMML version="4.4">', "PMML", "web page"),
+        ('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "error page", "OpenVINO"),
+        (b"CBM1\x30\x01\x00\x00", "CatBoost", "pickle,"),
+        (b"\x1c\0\0\0ET12" + bytes(100), "ExecuTorch", "zeros"),
+        (b"\x1c\0\0\0TFL3" + bytes(100), "TensorFlow Lite", "zeros"),
+        ('model_checkpoint_path: "model.ckpt-100"\n', "checkpoints", "script"),
+        (bytes(100) + b"\x57\xfb\x80\x8b\x24\x75\x47\xdb", "TensorFlow checkpoint", "zeros"),
+        ('{"weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}', "torch model in several files", "tokenizer"),
+        ('{\n  "metadata": {\n    "total_size": 7\n  },\n  "weight_map": {"a": "m.bin"}}', "torch model in several", "tokenizer"),
+        ('{\n  "architectures": [\n    "BertModel"\n  ],\n  "model_type": "bert"}', "configuration of a model", "tokenizer"),
+        ('{\n  "version": "1.0",\n  "truncation": null,\n  "added_tokens": []}', "tokenizer", "configuration of"),
+    ],
+)
+def test_what_it_is_and_what_to_do(tmp_path: Path, data: bytes | str, says: str, never: str) -> None:
+    """Each by its own mark; what shares its first bytes is told apart."""
+    message = said_of(data, tmp_path)
+    assert says in message
+    assert never not in message.partition("; known are")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("model.onnx_data", "give the .onnx beside it"),
+        ("model.onnx.data", "give the .onnx beside it"),
+        ("variables.data-00000-of-00001", "TensorFlow checkpoint"),
+        ("model.ckpt.meta", "TensorFlow checkpoint"),
+    ],
+)
+def test_bare_numbers_are_told_by_their_name(tmp_path: Path, name: str, says: str) -> None:
+    """Weights without a header have no mark."""
+    assert says in said_of(b"\x3f\x80\x11\x22" * 300, tmp_path, name)
+
+
+def test_dumps_of_lightgbm_are_told(tmp_path: Path) -> None:
+    """`Booster.dump_model` makes JSON for people, which no library loads."""
+    pytest.importorskip("lightgbm", reason="writes the dump")
+    dump = run_child(
+        """
+        import lightgbm, numpy
+        booster = lightgbm.train({"verbose": -1}, lightgbm.Dataset(numpy.eye(60), numpy.arange(60.0)), 2)
+        answer(booster.dump_model())
+        """
+    )
+    for text in (json.dumps(dump), json.dumps(dump, indent=2)):
+        assert "dump of a LightGBM model" in said_of(text, tmp_path)
+
+
+def test_dumps_of_xgboost_are_told(tmp_path: Path) -> None:
+    """`Booster.dump_model` as JSON and as text."""
+    pytest.importorskip("xgboost", reason="writes the dump")
+    for kind in ("json", "text"):
+        run_child(
+            """
+            import numpy, xgboost
+            booster = xgboost.train({"max_depth": 2}, xgboost.DMatrix(numpy.eye(60), numpy.arange(60.0)), 2)
+            booster.dump_model(path, dump_format=kind)
+            answer(True)
+            """,
+            path=str(tmp_path / kind),
+            kind=kind,
+        )
+        assert "dump of an XGBoost model" in said_of((tmp_path / kind).read_bytes(), tmp_path)
+
+
+@pytest.mark.tensorflow
+def test_what_keras_and_tensorflow_write_beside_models_is_told(tmp_path: Path) -> None:
+    """`to_json`, a graph, the files of a checkpoint and its folder."""
+    pytest.importorskip("tensorflow", reason="writes the files")
+    run_child(
+        """
+        import os, warnings
+        warnings.simplefilter("ignore")
+        import keras, tensorflow
+        os.chdir(folder)
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        open("layers.json", "w").write(model.to_json())
+        graph = tensorflow.function(lambda x: x + 1).get_concrete_function(tensorflow.TensorSpec([3])).graph.as_graph_def()
+        open("graph.pb", "wb").write(graph.SerializeToString())
+        os.mkdir("training")
+        tensorflow.train.Checkpoint(w=tensorflow.Variable([1.0])).save("training/ckpt")
+        answer(True)
+        """,
+        environment={"TF_CPP_MIN_LOG_LEVEL": "3"},
+        folder=str(tmp_path),
+    )
+    found = {"layers.json": "layers of a Keras model", "graph.pb": "GraphDef"}
+    found |= {f"training/{each.name}": "heckpoint" for each in (tmp_path / "training").iterdir()}
+    assert len(found) == 5
+    for name, says in {**found, "training": "checkpoint"}.items():
+        with pytest.raises(FormatNotRecognizedError, match=says):
+            detect(LoadedFile(path=tmp_path / name))
+
+
+@pytest.mark.parametrize("address", ["https://example.org/model.onnx", "s3://bucket/model.pkl", "hf://org/model"])
+def test_an_address_is_told_from_a_path(address: str) -> None:
+    """What lies on a server has to be fetched first."""
+    with pytest.raises(ModelNotFoundError, match=f"{re.escape(address)}: expected a path on the local disk, found an address"):
+        DiskStorage(address).load()
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("order", [lambda index: index, lambda index: dict(reversed(index.items()))], ids=["first", "last"])
+def test_an_index_is_recognised_behind_long_metadata(
+    tmp_path: Path, indent: int | None, order: Callable[[dict[str, object]], dict[str, object]]
+) -> None:
+    """Metadata of any length may come before the map of weights, or after it."""
+    index = order(
+        {"metadata": {"note": "x" * 5000}, "weight_map": {f"layer.{i}": "m-00001-of-00002.safetensors" for i in range(99)}}
+    )
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps(index, indent=indent))
+    assert formats_of(LoadedFile(path=path)) == (Format.SAFETENSORS,)
+    assert set(read_index(path)) == {"m-00001-of-00002.safetensors"}
