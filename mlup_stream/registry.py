@@ -183,12 +183,13 @@ ROWS = (
     ),
     FormatSpec(
         Format.KERAS,
-        "Keras (`.keras`, `.h5`)",
+        "Keras (`.keras`, also unzipped, `.h5`)",
         binarizers=(
             Binarizer("mlup_stream.ml.binarization.tensorflow:TensorFlowBinarizer", ("tensorflow", "keras"), "TENSORFLOW"),
         ),
         detectors=(
             Detector("mlup_stream.formats.frameworks.keras:detect_zip", _ZIP),
+            Detector("mlup_stream.formats.frameworks.keras:detect_folder", is_folder=True),
             Detector("mlup_stream.formats.frameworks.keras:detect_hdf5", (b"\x89HDF\r\n\x1a\n",)),
         ),
         inspector="mlup_stream.formats.frameworks.keras:inspect",

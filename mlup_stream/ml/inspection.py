@@ -7,10 +7,11 @@ from typing import Any
 
 from mlup_stream.delivery.files import explain_os_error
 from mlup_stream.delivery.loaded_file import LoadedFile
-from mlup_stream.errors import MLupError
+from mlup_stream.errors import AmbiguousModelError, MLupError, ModelNotFoundError
 from mlup_stream.formats.kinds import FormatSpec
 from mlup_stream.formats.recognition.inspect import inspect as inspect_in
 from mlup_stream.ml.binarization.detection import detect, findings_of
+from mlup_stream.ml.storage.local_disk import DiskStorage
 from mlup_stream.registry import spec_of
 
 __all__ = ["inspect"]
@@ -20,7 +21,8 @@ def inspect(source: Any) -> dict[str, Any]:
     """What the headers of a model say, as a dict that JSON can hold. Imports no framework and builds nothing.
 
     Args:
-        source: A path, a buffer, a binary file object (left where it stood, if it can seek), or a `LoadedFile`.
+        source: A path (of a folder too, if there is one model in it), a buffer, a binary file object (left where it stood, if
+            it can seek), or a `LoadedFile`.
 
     Returns:
         `file`, `format`, `size_bytes` and `evidence` (what says that it is of this format), then what the format's headers say:
@@ -29,6 +31,7 @@ def inspect(source: Any) -> dict[str, Any]:
     Raises:
         ModelNotFoundError, ModelPermissionError, NotAModelFileError: It cannot be opened.
         FormatNotRecognizedError, AmbiguousFormatError: No format claims it, or several.
+        AmbiguousModelError: It is a folder with several models.
         CorruptModelError: Its headers are damaged.
 
     Peak memory: the headers and what they list, tens of megabytes for the largest; no payload is read.
@@ -60,9 +63,26 @@ def _inspected(spec: FormatSpec, loaded: LoadedFile) -> dict[str, Any]:
         raise explain_os_error(error, loaded.path) from error
 
 
+def _model_at(path: str) -> str:
+    """The path itself, or of the one model in the folder there: the one that a load would take."""
+    if not os.path.isdir(path):
+        return path
+    try:
+        found = [str(each.path) for each in DiskStorage(path).load()]
+    except ModelNotFoundError:
+        return path  # detection says what the folder has in place of a model
+    if len(found) > 1:
+        raise AmbiguousModelError(
+            f"{path}: expected one model, found {len(found)}: {', '.join(found[:10])}; give the path of one",
+            path=path,
+            candidates=tuple(found),
+        )
+    return found[0]
+
+
 def _handle(source: Any) -> LoadedFile:
     if isinstance(source, (str, os.PathLike)):
-        return LoadedFile(path=os.path.expanduser(source))
+        return LoadedFile(path=_model_at(os.path.expanduser(os.fspath(source))))
     if hasattr(source, "raw_data") and hasattr(source, "path"):
         return LoadedFile.of(source)
     return LoadedFile(source)

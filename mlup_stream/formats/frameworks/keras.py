@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -34,9 +35,11 @@ __all__ = [
     "WEIGHTS_NAME",
     "KerasConfig",
     "describe",
+    "detect_folder",
     "detect_hdf5",
     "detect_zip",
     "inspect",
+    "read_folder",
     "read_hdf5",
     "read_zip",
 ]
@@ -82,6 +85,22 @@ def read_zip(given: Any, name: str | None = None) -> tuple[KerasConfig, tuple[Zi
         config = _json_member(source, members, CONFIG_NAME)
         metadata = _json_member(source, members, METADATA_NAME)
         return describe(config, metadata), members
+
+
+def read_folder(path: str | os.PathLike[str]) -> KerasConfig:
+    """The configuration in an unzipped `.keras` file.
+
+    Raises:
+        CorruptModelError: A file of it is missing, longer than configurations are, or no JSON.
+        OSError: The folder cannot be read.
+    """
+    parsed = []
+    for name in (CONFIG_NAME, METADATA_NAME):
+        with Source(os.path.join(path, name)) as source:
+            if source.size_bytes > MAX_CONFIG_BYTES:
+                raise source.corrupt(f"{name} of at most {MAX_CONFIG_BYTES} bytes", f"one of {source.size_bytes}")
+            parsed.append(_parsed(source, source.read(0, source.size_bytes, name), name))
+    return describe(parsed[0], parsed[1])
 
 
 def describe(config: dict[str, Any], metadata: dict[str, Any]) -> KerasConfig:
@@ -180,6 +199,12 @@ def detect_zip(peek: Peek) -> str | None:
     return None
 
 
+def detect_folder(peek: Peek) -> str | None:
+    if {CONFIG_NAME, METADATA_NAME, WEIGHTS_NAME} <= set(peek.entries or ()):
+        return "a folder with config.json, metadata.json and the weights: an unzipped .keras"
+    return None
+
+
 def detect_hdf5(peek: Peek) -> str | None:
     if not peek.head.startswith(hdf5.MAGIC):
         return None
@@ -195,6 +220,9 @@ def detect_hdf5(peek: Peek) -> str | None:
 
 
 def inspect(given: Any, name: str) -> dict[str, Any]:
+    if isinstance(given, (str, os.PathLike)) and os.path.isdir(given):
+        config: KerasConfig | None = read_folder(given)
+        return _told("folder", config, {})
     with Source(given, name) as source:
         is_hdf5 = source.read(0, min(len(hdf5.MAGIC), source.size_bytes), "first bytes") == hdf5.MAGIC
     members: dict[str, Any] = {}
@@ -203,10 +231,14 @@ def inspect(given: Any, name: str) -> dict[str, Any]:
     else:
         config, found = read_zip(given, name)
         members = {"members": {each.name: each.size_bytes for each in found[:LISTED]}}
+    return _told("hdf5" if is_hdf5 else "zip", config, members)
+
+
+def _told(container: str, config: KerasConfig | None, members: dict[str, Any]) -> dict[str, Any]:
     if config is None:
-        return {"container": "hdf5", "note": "install h5py to see more"}
+        return {"container": container, "note": "install h5py to see more"}
     return {
-        "container": "hdf5" if is_hdf5 else "zip",
+        "container": container,
         "model": config.class_name,
         "name": config.name,
         "layers": config.layers,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from mlup_stream.delivery.reader import open_stream
 from mlup_stream.errors import CorruptModelError, LoadError, MissingClassError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
 from mlup_stream.formats.frameworks.hdf5 import MAGIC as HDF5_MAGIC
+from mlup_stream.formats.frameworks.keras import WEIGHTS_NAME
 from mlup_stream.formats.frameworks.saved_model import read_folder
 from mlup_stream.formats.kinds import Format
 from mlup_stream.memory.allocator import large_blocks_given_back
@@ -76,8 +78,11 @@ class TensorFlowBinarizer(FormatBinarizer):
 
     @classmethod
     def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+        holder = loaded_file
+        if loaded_file.is_folder and loaded_file.path is not None:
+            holder = LoadedFile(path=os.path.join(loaded_file.path, WEIGHTS_NAME))
         try:
-            found = loaded_file.look(_datasets)
+            found = holder.look(_datasets)
         except (LoadError, OSError, RuntimeError):  # RuntimeError: h5py, of a structure that contradicts itself
             return None  # the load will say what is wrong
         settled_bytes = found.total_bytes + _VARIABLE_BYTES * found.arrays + _FIRST_USE_BYTES
@@ -91,7 +96,10 @@ class TensorFlowBinarizer(FormatBinarizer):
 
     @classmethod
     def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
-        checked_stat(path)
+        if stat.S_ISDIR(checked_stat(path).st_mode):
+            defaults: dict[str, Any] = {"compile": False, "safe_mode": True}
+            with large_blocks_given_back():
+                return require("keras", "Keras models").saving.load_model(path, **{**defaults, **options})
         with open_stream(path, drop_behind=False, window_bytes=_WINDOW_BYTES, on_window=loaded.on_window) as file:
             return cls.from_file(file, loaded, **options)
 

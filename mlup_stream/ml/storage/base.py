@@ -1,16 +1,16 @@
 """What a storage is: it finds the model and hands over `LoadedFile`s.
 
-    @dataclass
-    class MyStorage(BaseStorage):
-        password: str
+@dataclass
+class MyStorage(BaseStorage):
+    password: str
 
-        def load_bytes_single_file(self, name):
-            return fetch(name, self.password)
+    def load_bytes_single_file(self, name):
+        return fetch(name, self.password)
 
-        def load(self):
-            return [LoadedFile(self.load_bytes_single_file("model.onnx"))]
+    def load(self):
+        return [LoadedFile(self.load_bytes_single_file("model.onnx"))]
 
-    Config(storage_type="my_module.MyStorage", storage_kwargs={"password": "..."})
+Config(storage_type="my_module.MyStorage", storage_kwargs={"password": "..."})
 """
 
 from __future__ import annotations

@@ -14,15 +14,11 @@ from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import ConfigError, LoadError, ModelNotFoundError, NotAModelFileError
 from mlup_stream.ml.storage.base import BaseStorage
-from mlup_stream.registry import KNOWN_SUFFIXES
+from mlup_stream.ml.storage.folder import is_model_folder, models_in
 
 __all__ = ["DiskStorage"]
 
 DEFAULT_SUFFIX = ".pckl"
-
-_SAVED_MODEL_FILE = "saved_model.pb"
-_SHARD_INDEX_SUFFIX = ".index.json"
-_SHARD_NAME = re.compile(r"-\d{5}-of-\d{5}\.")
 
 
 @dataclass
@@ -30,10 +26,10 @@ class DiskStorage(BaseStorage):
     """Finds model files; `load` returns every match, sorted by name, and reads none of them.
 
     Attributes:
-        path_to_files: A file, a folder of files, or a folder that is itself a model (SavedModel). `~` is expanded, symlinks are
-            followed. A file needs no mask.
+        path_to_files: A file, a folder of files, or a folder that is itself a model (a SavedModel, an unzipped `.keras`). `~` is
+            expanded, symlinks are followed. A file needs no mask.
         file_mask: Which files of the folder: the exact name of one, or a regular expression that is searched in their names.
-            By default the names that end in `.pckl`; where there is none, the names that a binarizer knows.
+            By default the names that end in `.pckl`; where there is none, what is a model by its name or content.
         need_load_file: Whether the file is read into memory for the binarizer: `delivery="bytes"` in other words.
         delivery: How the bytes travel: `auto`, `path`, `view`, `stream` or `bytes`.
         files_mask: The old name of `file_mask`.
@@ -82,9 +78,10 @@ class DiskStorage(BaseStorage):
         path = os.fspath(path_to_file)
         status = checked_stat(path)
         if stat.S_ISDIR(status.st_mode):
-            if not _is_model_folder(path):
+            if not is_model_folder(path):
                 raise NotAModelFileError(
-                    f"{path}: expected a model file, found a folder; give a file in it, or a SavedModel folder", path=path
+                    f"{path}: expected a model file, found a folder; give a file in it, or the folder of a SavedModel",
+                    path=path,
                 )
         elif status.st_size == 0:
             raise NotAModelFileError(f"{path}: expected a model file, found an empty one; copy or export it again", path=path)
@@ -95,7 +92,7 @@ class DiskStorage(BaseStorage):
         if not stat.S_ISDIR(checked_stat(path).st_mode):
             self._check_own_name(path)
             return [self.load_bytes_single_file(path)]
-        if self.file_mask is None and _is_model_folder(path):
+        if self.file_mask is None and is_model_folder(path):
             return [self.load_bytes_single_file(path)]
         return [self.load_bytes_single_file(os.path.join(path, name)) for name in self._matches(path)]
 
@@ -113,12 +110,13 @@ class DiskStorage(BaseStorage):
         except OSError as error:
             raise explain_os_error(error, folder) from error
         if self.file_mask is None:
-            names = [name for name in entries if name.endswith(DEFAULT_SUFFIX)] or _known(entries)
+            # A folder among the files is a candidate only if it is a model.
+            files = [name for name in entries if not _is_plain_folder(os.path.join(folder, name))]
+            names = [name for name in files if name.endswith(DEFAULT_SUFFIX)] or models_in(folder, files)
         elif self.file_mask in entries:
             return [str(self.file_mask)]
         else:
             names = [name for name in entries if self._pattern().search(name)]
-        # A folder among the files is a candidate only if it is a model.
         found = [name for name in names if not _is_plain_folder(os.path.join(folder, name))]
         if not found:
             raise self._not_found(folder, entries)
@@ -126,7 +124,7 @@ class DiskStorage(BaseStorage):
 
     def _not_found(self, folder: str, entries: list[str]) -> LoadError:
         if self.file_mask is None:
-            wanted = f"a name ending in {DEFAULT_SUFFIX!r}, or one that a binarizer knows"
+            wanted = f"a name ending in {DEFAULT_SUFFIX!r}, or a file that is recognised as a model"
         else:
             wanted = f"a name in which {self._mask_text!r} is found"
             if fnmatch.filter(entries, self._mask_text):
@@ -159,19 +157,5 @@ def _wrong(field: str, value: object, allowed: str) -> ConfigError:
     return ConfigError(message, field=field, value=value, allowed=allowed)
 
 
-def _is_model_folder(path: str) -> bool:
-    return os.path.isfile(os.path.join(path, _SAVED_MODEL_FILE))
-
-
 def _is_plain_folder(path: str) -> bool:
-    return os.path.isdir(path) and not _is_model_folder(path)
-
-
-def _known(names: list[str]) -> list[str]:
-    """The names that a binarizer knows; where a sharded model has its index there, the index stands for the shards."""
-    known = [name for name in names if name.lower().endswith(KNOWN_SUFFIXES)]
-    if any(name.endswith(_SHARD_INDEX_SUFFIX) for name in known):
-        known = [name for name in known if not _SHARD_NAME.search(name)]
-    return known
-
-
+    return os.path.isdir(path) and not is_model_folder(path)
