@@ -22,7 +22,7 @@ from enum import Enum
 from typing import Any
 
 from mlup_stream.constants import BinarizationType, Optimize, StorageType
-from mlup_stream.delivery.kinds import Mapping as MappingPolicy
+from mlup_stream.delivery.kinds import MappingMode
 from mlup_stream.errors import ConfigError
 from mlup_stream.memory.budget import Budget
 from mlup_stream.registry import AUTO, binarizer_class, storage_class
@@ -81,7 +81,7 @@ class Config:
     binarization_type: str | BinarizationType | type[Any] = AUTO
     binarization_kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
     optimize: str | Optimize = Optimize.MEMORY
-    mapping: str | MappingPolicy = MappingPolicy.AUTO
+    mapping: str | MappingMode = MappingMode.AUTO
     snapshot: bool = False
     memory_budget: str | int | float | None = "auto"
     memory_limit: str = "soft"
@@ -158,7 +158,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "binarization_type": _binarization,
     "binarization_kwargs": _keywords,
     "optimize": _choice(Optimize),
-    "mapping": _choice(MappingPolicy),
+    "mapping": _choice(MappingMode),
     "snapshot": _one_of(True, False),
     "memory_budget": _budget,
     "memory_limit": _one_of("soft", "hard"),

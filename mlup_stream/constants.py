@@ -8,11 +8,23 @@ from __future__ import annotations
 
 from enum import Enum
 
-from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
+from mlup_stream.delivery.kinds import Delivery, MappingMode, Optimize
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.registry import BINARIZERS, STORAGES, spec_of
 
-__all__ = ["BinarizationType", "Delivery", "LoadedFile", "Mapping", "Optimize", "StorageType", "binarization_type_of"]
+__all__ = [
+    "BinarizationType",
+    "Delivery",
+    "LoadedFile",
+    "Mapping",
+    "MappingMode",
+    "Optimize",
+    "StorageType",
+    "binarization_type_of",
+]
+
+Mapping = MappingMode
+"""The old name of `MappingMode`."""
 
 
 class StorageType(Enum):

@@ -202,14 +202,24 @@ def import_modules(case: Case) -> None:
         importlib.import_module(name)
 
 
+def _detected(path: str) -> Any:
+    from mlup_stream.delivery.artifact import artifact_of
+    from mlup_stream.delivery.loaded_file import LoadedFile
+    from mlup_stream.ml.binarization.detection import detect
+
+    artifact = artifact_of(LoadedFile(path=path))
+    try:
+        return detect(artifact)
+    finally:
+        artifact.release()
+
+
 def ways_of(path: str) -> tuple[str, list[str]]:
     """The file's format as detection finds it, and: the library's own call, `auto`, every delivery that is accepted."""
     from mlup_stream.constants import binarization_type_of
-    from mlup_stream.delivery.loaded_file import LoadedFile
-    from mlup_stream.ml.binarization.detection import detect
     from mlup_stream.registry import binarizer_class
 
-    found = detect(LoadedFile(path=path))
+    found = _detected(path)
     deliveries = binarizer_class(binarization_type_of(found)).deliveries
     return found.value, [LIBRARY, "auto", *(kind.value for kind in deliveries)]
 
@@ -221,13 +231,11 @@ def prepared(
     from mlup_stream.cli.measured import warm_up
     from mlup_stream.config import Config
     from mlup_stream.constants import binarization_type_of
-    from mlup_stream.delivery.loaded_file import LoadedFile
-    from mlup_stream.ml.binarization.detection import detect
     from mlup_stream.ml.model import MLupModel
     from mlup_stream.registry import binarizer_class
 
     warm_up()
-    binarizer_class(binarization_type_of(detect(LoadedFile(path=path)))).prepare_for(dict(options))
+    binarizer_class(binarization_type_of(_detected(path))).prepare_for(dict(options))
     conf = Config(
         storage_type="disk",
         storage_kwargs={"path_to_files": path, "delivery": delivery},

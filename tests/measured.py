@@ -21,8 +21,10 @@ SLACK_BYTES = 4 * 1024 * 1024
 _CODE = """
 import gc, importlib, warnings
 warnings.simplefilter("ignore")
-from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
+from mlup_stream.delivery.kinds import Delivery, MappingMode, Optimize
+from mlup_stream.delivery.artifact import artifact_of
 from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.terms import Terms
 from mlup_stream.memory.meter import PeakMeter, snapshot
 from mlup_stream.memory.reclaim import give_back
 
@@ -30,16 +32,17 @@ module_name, _, class_name = binarizer.rpartition(".")
 binarizer = getattr(importlib.import_module(module_name), class_name)
 for name in imports:
     importlib.import_module(name)
-loaded = LoadedFile(path=path, delivery=Delivery(delivery), mapping=Mapping(mapping), optimize=Optimize(optimize))
+artifact = artifact_of(LoadedFile(path=path))
+terms = Terms(Delivery(delivery), MappingMode(mapping), Optimize(optimize), options)
 binarizer.prepare_for(options)
 exec(warm_up)
-estimate = binarizer.estimate(loaded, loaded.delivery)
+estimate = binarizer.estimate(artifact, terms)
 gc.collect()
 with PeakMeter() as meter:
-    model = binarizer.deserialize(loaded, **options)
-give_back(loaded.release)
+    model = binarizer.build(artifact, terms).model
+    artifact.check()
+give_back(artifact.release)
 settled = snapshot()
-loaded.check()
 answer({
     "peak_bytes": meter.peak.rss_bytes - meter.baseline.rss_bytes,
     "peak_anon_bytes": min(

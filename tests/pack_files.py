@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from given import Given, deserialize
 
-from mlup_stream.constants import Delivery, LoadedFile, binarization_type_of
+from mlup_stream.constants import Delivery, binarization_type_of
 from mlup_stream.formats.kinds import Format
 from mlup_stream.registry import binarizer_class
 
@@ -110,11 +111,10 @@ def assert_same(model: Any, expected: Any) -> None:
         assert found.tolist() == array.tolist() if array.dtype.hasobject else found.tobytes() == array.tobytes()
 
 
-def in_place(path: Path, format: str, **options: Any) -> tuple[Any, LoadedFile]:
+def in_place(path: Path, format: str, **options: Any) -> tuple[Any, Given]:
     """The model by view, and the handle that says where its arrays are."""
-    loaded = LoadedFile(path=path, delivery=Delivery.VIEW)
-    model = binarizer_class(binarization_type_of(Format(format))).deserialize(loaded, **options)
-    loaded.release()
+    loaded = Given(path=path, delivery=Delivery.VIEW)
+    model = deserialize(binarizer_class(binarization_type_of(Format(format))), loaded, **options)
     return model, loaded
 
 

@@ -30,6 +30,7 @@ ROWS = """
 """
 STONE = """
     from mlup_stream.constants import Delivery
+    from mlup_stream.delivery.terms import Built
     from mlup_stream.extras import require
     from mlup_stream.memory.estimate import Certainty, Estimate
     from mlup_stream.ml.binarization.base import FormatBinarizer
@@ -40,15 +41,15 @@ STONE = """
         deliveries = (Delivery.STREAM, Delivery.BYTES)
 
         @classmethod
-        def estimate(cls, loaded_file, delivery):
-            return Estimate.private(loaded_file.size_bytes, certainty=Certainty.EXACT, why="its size")
+        def estimate(cls, artifact, terms):
+            return Estimate.private(artifact.size_bytes, certainty=Certainty.EXACT, why="its size")
 
         @classmethod
-        def from_file(cls, file, loaded, **_):
+        def from_file(cls, file, artifact, terms):
             data = file.read()
             if not data.endswith(b"."):
                 raise ValueError("no full stop")
-            return data[4:-1].decode()
+            return Built(data[4:-1].decode())
 
     def detect(peek):
         return "the mark STN1"

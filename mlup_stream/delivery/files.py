@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mlup_stream.errors import LoadError, ModelNotFoundError, ModelPermissionError, NotAModelFileError
 
-__all__ = ["FileIdentity", "checked_stat", "explain_os_error", "folder_size_bytes"]
+__all__ = ["FileIdentity", "checked_stat", "explain_os_error", "folder_identity"]
 
 _KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
@@ -29,10 +29,15 @@ class FileIdentity(NamedTuple):
     inode: int
     size_bytes: int
     mtime_ns: int
+    ctime_ns: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileIdentity:
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def is_content_of(self, other: FileIdentity) -> bool:
+        """Whether this is the same file with the same content, as far as its status tells: a rename changes `ctime` alone."""
+        return self[:4] == other[:4]
 
 
 def checked_stat(path: str | os.PathLike[str]) -> os.stat_result:
@@ -93,11 +98,12 @@ def _what_is_there(path: str) -> str:
     return f"the folder {str(parent)!r} has {shown}; check the name"
 
 
-def folder_size_bytes(path: str | os.PathLike[str]) -> int:
-    """The total size in bytes of the regular files below a folder (a SavedModel is a folder)."""
-    return sum(
-        os.stat(os.path.join(root, name)).st_size
-        for root, _, names in os.walk(path)
-        for name in names
-        if os.path.isfile(os.path.join(root, name))
-    )
+def folder_identity(path: str | os.PathLike[str]) -> dict[str, FileIdentity]:
+    """The regular files below a folder (a SavedModel is a folder) by their names in it."""
+    found = {}
+    for root, _, names in os.walk(path):
+        for name in names:
+            each = os.path.join(root, name)
+            if os.path.isfile(each):
+                found[os.path.relpath(each, path)] = FileIdentity.of(os.stat(each))
+    return found

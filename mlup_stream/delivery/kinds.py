@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Delivery", "Mapping", "Optimize"]
+__all__ = ["Delivery", "MappingMode", "Optimize"]
 
 
 class Delivery(str, Enum):
@@ -22,7 +22,7 @@ class Delivery(str, Enum):
     """A full copy in memory: the documented `need_load_file=True`, the documented 2x."""
 
 
-class Mapping(str, Enum):
+class MappingMode(str, Enum):
     """What a program may do to a mapped payload."""
 
     AUTO = "auto"

@@ -18,7 +18,7 @@ from mlup_stream.delivery.file_system import file_system_of
 from mlup_stream.errors import ModelLoadError
 from mlup_stream.units import MIB
 
-__all__ = ["private_file"]
+__all__ = ["private_file", "private_folder"]
 
 _CHUNK_BYTES = 1 * MIB
 _MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
@@ -71,19 +71,20 @@ def _without_name(folder: str) -> tuple[BinaryIO, str] | None:
 
 
 def _with_name(folder: str, suffix: str, stack: contextlib.ExitStack) -> tuple[BinaryIO, str]:
-    path = os.path.join(stack.enter_context(_private_folder(folder)), "model" + suffix)
+    path = os.path.join(stack.enter_context(private_folder(folder)), "model" + suffix)
     return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), "w+b"), path
 
 
 def _linked(path: str, folder: str, suffix: str, stack: contextlib.ExitStack) -> str:
-    link = os.path.join(stack.enter_context(_private_folder(folder)), "model" + suffix)
+    link = os.path.join(stack.enter_context(private_folder(folder)), "model" + suffix)
     os.symlink(path, link)
     return link
 
 
 @contextlib.contextmanager
-def _private_folder(folder: str) -> Iterator[str]:
-    private = tempfile.mkdtemp(prefix="mlup-stream-", dir=folder)  # 0700
+def private_folder(folder: str | None = None) -> Iterator[str]:
+    """A folder of this user's own, by default on a disk, gone with what is in it at the end of the block."""
+    private = tempfile.mkdtemp(prefix="mlup-stream-", dir=folder or _folder_on_disk())  # 0700
     try:
         yield private
     finally:

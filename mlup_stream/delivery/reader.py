@@ -8,6 +8,7 @@ charged to it: on Linux, pages that this reader brought in are given back behind
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Callable
@@ -27,17 +28,49 @@ _DROP_STEP_BYTES = 8 * MIB
 _BUFFER_WINDOW_BYTES = 64 * KIB
 
 
-class _PassingFile(io.FileIO):
-    """A raw file that gives the page cache behind its cursor back, if it was not cached when the file was opened."""
+class _PassingFile(io.RawIOBase):
+    """A raw file over an open descriptor, under a position of its own; it gives the page cache behind that back, if it was not
+    cached when the reading began.
+
+    Attributes:
+        positioned_fd: The descriptor, for whoever reads it at given offsets; nobody may move its cursor. None where the system
+            cannot read so.
+    """
 
     _drops: bool | None = None
     _dropped_until = 0
 
-    def __init__(self, path: str, *, drop_behind: bool, on_window: OnWindow | None) -> None:
-        super().__init__(path, "rb")
+    def __init__(self, fd: int, *, drop_behind: bool, on_window: OnWindow | None) -> None:
+        super().__init__()
+        # The cursor of this object is only used where the system cannot read at an offset.
+        self._file = io.FileIO(fd, "rb")
+        self._position = 0
         self._on_window = on_window
+        self.positioned_fd = fd if hasattr(os, "preadv") else None
         if not drop_behind or not hasattr(os, "posix_fadvise"):
             self._drops = False
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            offset += os.fstat(self.fileno()).st_size
+        elif whence == io.SEEK_CUR:
+            offset += self._position
+        if offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._position = offset
+        return offset
 
     def _asks_what_is_cached(self) -> bool:
         # Before the first window, not when it is opened: who only wants headers reads them by descriptor.
@@ -50,17 +83,24 @@ class _PassingFile(io.FileIO):
             self._drops = self._asks_what_is_cached()
         # A payload that is larger than the window comes straight into the caller's memory, and still window by window: what is
         # watched has to be asked before the next is taken, not after the whole. The reader above asks for the rest.
-        count = super().readinto(memoryview(buffer)[:WINDOW_BYTES])
-        position = self.tell()
-        if self._drops and position - self._dropped_until >= _DROP_STEP_BYTES:
-            self._drop(position)
+        target = memoryview(buffer)[:WINDOW_BYTES]
+        if self.positioned_fd is not None:
+            count = os.preadv(self.positioned_fd, [target], self._position)
+        else:
+            self._file.seek(self._position)
+            count = self._file.readinto(target)
+        self._position += count
+        if self._drops and self._position - self._dropped_until >= _DROP_STEP_BYTES:
+            self._drop(self._position)
         if self._on_window is not None:
-            self._on_window(position)
+            self._on_window(self._position)
         return count
 
     def close(self) -> None:
-        if self._drops and not self.closed:
-            self._drop(0)  # a length of 0 means up to the end: also what was read ahead
+        if not self.closed:
+            if self._drops:
+                self._drop(0)  # a length of 0 means up to the end: also what was read ahead
+            self._file.close()
         super().close()
 
     def _drop(self, until: int) -> None:
@@ -70,23 +110,24 @@ class _PassingFile(io.FileIO):
 
 
 def open_stream(
-    path: str | os.PathLike[str],
+    file: str | os.PathLike[str] | int,
     *,
     drop_behind: bool = True,
     window_bytes: int = WINDOW_BYTES,
     on_window: OnWindow | None = None,
 ) -> BinaryIO:
-    """A seekable binary file over `path` with a bounded window.
+    """A seekable binary file with a bounded window.
 
     Args:
-        path: A regular file.
+        file: The path of a regular file, or an open descriptor of one, which is closed with the reader; its cursor is not used.
         drop_behind: Give back the page cache that this reader filled.
         window_bytes: The size of the window.
         on_window: Called with the number of bytes that have passed, once per window; what it raises ends the reading.
 
     Peak memory: `window_bytes`, whatever the size of the file.
     """
-    raw = _PassingFile(os.fspath(path), drop_behind=drop_behind, on_window=on_window)
+    fd = file if isinstance(file, int) else os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+    raw = _PassingFile(fd, drop_behind=drop_behind, on_window=on_window)
     return cast(BinaryIO, io.BufferedReader(raw, window_bytes))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import itertools
 import mmap
 import os
@@ -19,8 +18,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import BinaryIO
 
-from mlup_stream.delivery.files import FileIdentity, explain_os_error
-from mlup_stream.delivery.reader import OnWindow, open_buffer, open_stream
+from mlup_stream.delivery.pinned import PinnedFile
+from mlup_stream.delivery.reader import OnWindow, open_buffer
 from mlup_stream.errors import ModelFileChanged
 from mlup_stream.units import KIB
 
@@ -42,40 +41,35 @@ class View:
     """A read-only view of a file or of a buffer, and on request a copy-on-write one.
 
     Args:
-        path: The file to map; its identity is pinned now. Nothing is mapped before `buffer` or `writable` is first read.
+        file: The file to map: a path, which is opened and pinned now, or a file that is pinned already, which stays open. Nothing
+            is mapped before `buffer` or `writable` is first read.
         data: A buffer to view instead of a file.
         on_window: Called by the readers that `open` gives; see `open_stream`.
 
     Attributes:
-        path: The file, or None for a view of a buffer.
-        identity: Device, inode, size and modification time when the view was made; None for a buffer.
+        file: The pinned file; None for a view of a buffer.
+        path: Its name; None for a view of a buffer.
         size_bytes: The length of the view.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | None = None,
+        file: str | os.PathLike[str] | PinnedFile | None = None,
         data: bytes | bytearray | memoryview | None = None,
         *,
         on_window: OnWindow | None = None,
     ) -> None:
-        self.path = None if path is None else os.fspath(path)
-        self.identity: FileIdentity | None = None
-        self._file: io.FileIO | None = None
         self._maps: list[mmap.mmap] = []
         self._exported: list[weakref.ref[mmap.mmap]] = []
         self._buffers: dict[bool, memoryview] = {}
         self._on_window = on_window
-        if self.path is None:
+        self._closes = not isinstance(file, PinnedFile)
+        self._released = False
+        self.file = file if file is None or isinstance(file, PinnedFile) else PinnedFile(file)
+        self.path = None if self.file is None else self.file.path
+        if self.file is None:
             self._buffers[False] = memoryview(data if data is not None else b"").cast("B").toreadonly()
-            self.size_bytes = len(self._buffers[False])
-            return
-        try:
-            self._file = io.FileIO(self.path, "rb")
-        except OSError as error:
-            raise explain_os_error(error, self.path) from error
-        self.identity = FileIdentity.of(os.fstat(self._file.fileno()))
-        self.size_bytes = self.identity.size_bytes
+        self.size_bytes = len(self._buffers[False]) if self.file is None else self.file.size_bytes
 
     def __enter__(self) -> View:
         return self
@@ -102,15 +96,14 @@ class View:
     def _mapped(self, *, writable: bool) -> memoryview:
         buffer = self._buffers.get(writable)
         if buffer is None:
-            if self._file is None and self.path is None:
+            file = self._pinned()
+            if file is None:
                 buffer = memoryview(bytearray(self._buffers[False]))
-            elif self._file is None:
-                raise ValueError(f"{self.path}: the view was released; make a new one")
             elif self.size_bytes == 0:
                 buffer = memoryview(b"")  # an empty file cannot be mapped
             else:
-                self.check()
-                mapped = _map_file(self._file.fileno(), self.size_bytes, writable=writable)
+                file.check()
+                mapped = _map_file(file.fd, self.size_bytes, writable=writable)
                 self._maps.append(mapped)
                 buffer = memoryview(mapped)
             self._buffers[writable] = buffer
@@ -118,30 +111,21 @@ class View:
 
     def open(self) -> BinaryIO:
         """A bounded reader over the same bytes, from the start; no page of the map is touched. The caller closes it."""
-        if self.path is None:
-            return open_buffer(self._buffers[False])
-        if self._file is None:
-            raise ValueError(f"{self.path}: the view was released; make a new one")
-        return open_stream(self.pinned_path, on_window=self._on_window)
+        file = self._pinned()
+        return open_buffer(self._buffers[False]) if file is None else file.open(on_window=self._on_window)
 
     def open_structure(self) -> BinaryIO:
         """As `open`, for what is not left in the view: with a small window, because most of the file is stepped over, and without
         giving the page cache back, because the payloads that lie between will be wanted."""
-        if self.path is None:
+        file = self._pinned()
+        if file is None:
             return self.open()
-        return open_stream(
-            self.pinned_path, drop_behind=False, window_bytes=_STRUCTURE_WINDOW_BYTES, on_window=self._on_window
-        )
+        return file.open(drop_behind=False, window_bytes=_STRUCTURE_WINDOW_BYTES, on_window=self._on_window)
 
-    @property
-    def pinned_path(self) -> str:
-        """A name that leads to the open file, whichever file its own name leads to by now; its own where there is no `/proc`.
-
-        Good until `release`, in this process. For libraries that open a file by name.
-        """
-        if self._file is None or self.path is None:
-            raise ValueError(f"{self.path}: the view was released, or is of a buffer; there is no file")
-        return _same_file(self._file.fileno(), self.path)
+    def _pinned(self) -> PinnedFile | None:
+        if self._released:
+            raise ValueError(f"the view of {self.path or 'a buffer'} was released; load the model again")
+        return self.file
 
     def drop(self, start: int, stop: int, *, writable: bool = False) -> None:
         """Takes the pages that lie wholly within `start` to `stop` (exclusive) out of this process's RSS.
@@ -157,7 +141,7 @@ class View:
         if last > first and isinstance(mapped, mmap.mmap):
             mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
-    def touch_ahead(self, parts: Sequence[tuple[int, int]] | None = None) -> None:
+    def prefault(self, parts: Sequence[tuple[int, int]] | None = None) -> None:
         """Brings the file into the page cache and into the maps that are in use: the first prediction waits for nothing.
 
         Takes as long as reading the file where it is not cached. File pages only: on the copy-on-write map too, nothing becomes
@@ -173,11 +157,11 @@ class View:
         Raises:
             ModelFileChanged: The file was truncated; touching a page beyond its end would have killed the process.
         """
-        if self._file is None:
+        if self.file is None or self.file.closed:
             return
         chosen = [(0, self.size_bytes)] if parts is None else parts
         for start, stop in chosen if hasattr(os, "posix_fadvise") else ():
-            os.posix_fadvise(self._file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self.file.fd, start, stop - start, os.POSIX_FADV_WILLNEED)
         if not sys.platform.startswith("linux"):
             return
         for mapped, (start, stop) in itertools.product(self._maps, chosen):
@@ -194,24 +178,9 @@ class View:
                 return  # Linux before 5.14 does not know the advice
 
     def check(self) -> None:
-        """Makes sure that the file is the one that was opened, in the same state.
-
-        A replacement by rename is harmless, since the open descriptor keeps the old file; a write or a truncation in place is
-        not.
-
-        Raises:
-            ModelFileChanged: Its size or modification time has changed.
-        """
-        if self._file is None or self.identity is None:
-            return
-        found = FileIdentity.of(os.fstat(self._file.fileno()))
-        if found != self.identity:
-            raise ModelFileChanged(
-                f"{self.path}: changed while it was being loaded: expected {self.identity.size_bytes} bytes"
-                f" modified at {self.identity.mtime_ns} ns, found {found.size_bytes} bytes modified at {found.mtime_ns} ns;"
-                " replace model files by renaming a new file over the old one",
-                path=self.path,
-            )
+        """Makes sure that a file is as it was when it was opened; see `PinnedFile.check`."""
+        if self.file is not None:
+            self.file.check()
 
     def release(self) -> tuple[str, ...]:
         """Closes the descriptor and the maps. Idempotent.
@@ -220,9 +189,9 @@ class View:
             What still holds the maps, empty if nothing does. A model whose weights lie in a map is such a holder: the map
             lives as long as its arrays do, and closes with the last of them.
         """
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self.file is not None and self._closes:
+            self.file.close()
+        self._released = True
         maps, self._maps, buffers, self._buffers = self._maps, [], self._buffers, {}
         for buffer in buffers.values():
             with contextlib.suppress(BufferError):  # an export of this very memoryview; the map below says so
@@ -233,9 +202,6 @@ class View:
             except BufferError:
                 # It closes with the last memoryview or array over it, which is what an in-place model lives on.
                 self._exported.append(weakref.ref(mapped))
-        if self.path is None:
-            self._buffers[False] = memoryview(b"")
-            self.size_bytes = 0
         return self.held()
 
     def held(self) -> tuple[str, ...]:
@@ -250,9 +216,3 @@ def _map_file(fd: int, size_bytes: int, *, writable: bool) -> mmap.mmap:
     if writable:
         return mmap.mmap(fd, size_bytes, flags=mmap.MAP_PRIVATE | _NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     return mmap.mmap(fd, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-
-
-def _same_file(fd: int, path: str) -> str:
-    """A name under which the open file can be opened once more, with a cursor of its own."""
-    name = f"/proc/self/fd/{fd}"  # not /dev/fd, which shares the cursor on the BSDs and macOS
-    return name if os.path.exists(name) else path

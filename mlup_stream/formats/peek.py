@@ -27,11 +27,10 @@ class Peek:
     Args:
         given: A path, a buffer, or a seekable binary file, whose cursor may move.
         name: What to call it; its ending breaks ties. By default the path.
-        text: The content, where that is a `str`.
 
     Attributes:
         name: What to call it.
-        size_bytes: Its length; 0 for a folder, the number of characters for text.
+        size_bytes: Its length; 0 for a folder.
         head: The first `END_BYTES` at most.
         tail: The last `END_BYTES` at most.
         entries: The names in a folder, sorted; None for anything else.
@@ -44,7 +43,7 @@ class Peek:
         OSError: The path cannot be opened.
     """
 
-    def __init__(self, given: Any = b"", name: str | None = None, *, text: str | None = None) -> None:
+    def __init__(self, given: Any = b"", name: str | None = None) -> None:
         self.entries: tuple[str, ...] | None = None
         self.remarks: list[str] = []
         self.notes: dict[str, Any] = {}
@@ -58,18 +57,12 @@ class Peek:
             given = b""
         elif is_path:
             given = self._opened = io.FileIO(given, "rb")
-        elif text is not None and len(text) <= END_BYTES:
-            given = text.encode(errors="replace")
         self._given = given
         self._source = Source(given, self.name)
         self.size_bytes = self._source.size_bytes
         self.head = self.tail = b""
         self.head = self.at(0, END_BYTES)
         self.tail = self.at(self.size_bytes - END_BYTES, END_BYTES) if self.size_bytes > END_BYTES else self.head
-        if text is not None and len(text) > END_BYTES:
-            # Only the ends become bytes: what is told from text is told by these.
-            self.size_bytes = len(text)
-            self.head, self.tail = text[:END_BYTES].encode(errors="replace"), text[-END_BYTES:].encode(errors="replace")
 
     def __enter__(self) -> Peek:
         return self

@@ -44,7 +44,8 @@ class Source:
         self.name = name or _name_of(given)
         # Only of a plain file: the descriptor of a GzipFile, say, leads to other bytes than its `read`.
         raw = getattr(self._file, "raw", self._file)
-        self._fd = raw.fileno() if isinstance(raw, io.FileIO) and hasattr(os, "pread") else None
+        plain = raw.fileno() if isinstance(raw, io.FileIO) and hasattr(os, "pread") else None
+        self._fd: int | None = getattr(raw, "positioned_fd", plain)
         self.size_bytes = self._measure()
 
     def _measure(self) -> int:

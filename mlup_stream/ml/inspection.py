@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
-from mlup_stream.delivery.files import explain_os_error
+from mlup_stream.delivery.artifact import artifact_of
 from mlup_stream.delivery.loaded_file import LoadedFile
-from mlup_stream.errors import AmbiguousModelError, MLupError, ModelNotFoundError
-from mlup_stream.formats.kinds import FormatSpec
+from mlup_stream.errors import AmbiguousModelError, ModelNotFoundError
 from mlup_stream.formats.recognition.inspect import inspect as inspect_in
 from mlup_stream.ml.binarization.detection import detect, findings_of
 from mlup_stream.ml.storage.local_disk import DiskStorage
@@ -36,31 +36,14 @@ def inspect(source: Any) -> dict[str, Any]:
 
     Peak memory: the headers and what they list, tens of megabytes for the largest; no payload is read.
     """
-    loaded = _handle(source)
-    position = source.tell() if hasattr(source, "read") and hasattr(source, "seekable") and source.seekable() else None
+    artifact = artifact_of(_found(source))
     try:
-        spec = spec_of(detect(loaded))  # the typed errors come from here
-        evidence = next((each.evidence for each in findings_of(loaded) if each.spec is spec), "")
-        said = {"file": loaded.name, "format": spec.name, "size_bytes": loaded.size_bytes, "evidence": evidence}
-        if loaded.path is not None and not loaded.has_content:
-            return {**said, **_inspected(spec, loaded)}
-        with loaded.open() as file:
-            return {**said, **inspect_in(spec, file, loaded.name)}
+        spec = spec_of(detect(artifact))  # the typed errors come from here
+        evidence = next((each.evidence for each in findings_of(artifact) if each.spec is spec), "")
+        said = {"file": artifact.name, "format": spec.name, "size_bytes": artifact.size_bytes, "evidence": evidence}
+        return {**said, **artifact.header(functools.partial(inspect_in, spec))}
     finally:
-        if position is not None:
-            source.seek(position)
-        if loaded is not source:
-            loaded.release()
-
-
-def _inspected(spec: FormatSpec, loaded: LoadedFile) -> dict[str, Any]:
-    assert loaded.path is not None
-    try:
-        return inspect_in(spec, loaded.path, loaded.name)
-    except MLupError:
-        raise
-    except OSError as error:
-        raise explain_os_error(error, loaded.path) from error
+        artifact.release()
 
 
 def _model_at(path: str) -> str:
@@ -80,9 +63,7 @@ def _model_at(path: str) -> str:
     return found[0]
 
 
-def _handle(source: Any) -> LoadedFile:
+def _found(source: Any) -> Any:
     if isinstance(source, (str, os.PathLike)):
         return LoadedFile(path=_model_at(os.path.expanduser(os.fspath(source))))
-    if hasattr(source, "raw_data") and hasattr(source, "path"):
-        return LoadedFile.of(source)
-    return LoadedFile(source)
+    return source if hasattr(source, "raw_data") and hasattr(source, "path") else LoadedFile(source)

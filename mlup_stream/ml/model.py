@@ -17,7 +17,10 @@ from types import TracebackType
 from typing import Any
 
 from mlup_stream.config import Config
+from mlup_stream.delivery.artifact import Artifact, artifact_of
+from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.terms import Built
 from mlup_stream.errors import AmbiguousModelError, ConfigError, MLupError, ModelLoadError, ModelNotFoundError, PredictError
 from mlup_stream.memory.gate import Weighed
 from mlup_stream.memory.governor import MemoryGovernor
@@ -53,7 +56,7 @@ class MLupModel:
         self.report: LoadReport | None = None
         self._given_model = ml_model
         self._model_obj: Any = _NOT_LOADED
-        self._loaded: LoadedFile | None = None
+        self._artifact: Artifact | None = None
         self._predict_method: Any = None
         self._lock = threading.RLock()
 
@@ -95,18 +98,19 @@ class MLupModel:
             started = time.perf_counter()
             self.conf.validate()
             with nothing_left_behind() as releases:
-                loaded = self._find()
-                releases.append(loaded.release)
-                size_bytes = loaded.size_bytes
+                artifact, asked = self._find()
+                releases.append(lambda: artifact.release())
+                size_bytes = artifact.size_bytes
                 if self.conf.snapshot:
-                    loaded.take_snapshot()
+                    artifact = artifact.snapshot()
                 with self._governor() as governor:
-                    binarizer = choose_binarizer(loaded, self.conf, governor)
-                    plan = plan_load(loaded, binarizer, self.conf, governor, freed_bytes=self._kept_bytes())
+                    binarizer = choose_binarizer(artifact, self.conf, governor)
+                    plan = plan_load(artifact, asked, binarizer, self.conf, governor, freed_bytes=self._kept_bytes())
                     self._let_go()
-                    model, memory = _build(plan, loaded, governor)
-            self._hold(model, loaded)
-            self.report = LoadReport.of(loaded, plan, memory, size_bytes=size_bytes, seconds=time.perf_counter() - started)
+                    built, memory = _build(plan, artifact, governor)
+            self._hold(built.model, artifact)
+            seconds = time.perf_counter() - started
+            self.report = LoadReport.of(artifact.name, plan, memory, built.placement, size_bytes=size_bytes, seconds=seconds)
             logger.info("%s", self.report)
             return self
 
@@ -117,10 +121,10 @@ class MLupModel:
             ModelLoadError: As `load`, but for the budget.
         """
         with self._lock, nothing_left_behind() as releases:
-            loaded = self._find()
-            releases.append(loaded.release)
-            rows = weigh_load(loaded, choose_binarizer(loaded, self.conf, governor), self.conf, governor)
-            loaded.release()
+            artifact, asked = self._find()
+            releases.append(artifact.release)
+            rows = weigh_load(artifact, asked, choose_binarizer(artifact, self.conf, governor), self.conf, governor)
+            artifact.release()
             return rows
 
     def load_model_settings(self) -> None:
@@ -176,8 +180,8 @@ class MLupModel:
     ) -> None:
         self.unload()
 
-    def _hold(self, model: Any, loaded: LoadedFile) -> None:
-        self._model_obj, self._loaded = model, loaded
+    def _hold(self, model: Any, artifact: Artifact) -> None:
+        self._model_obj, self._artifact = model, artifact
         # One reference, this one: a second would keep the memory when this is let go.
         self._given_model = None
         self.conf.storage_kwargs.pop("model", None)
@@ -189,7 +193,7 @@ class MLupModel:
         alive = _weak_reference(self._model_obj)
         self._model_obj, self._predict_method = _NOT_LOADED, None
         steps = give_back()
-        holders = self._loaded.held() if self._loaded is not None else ()
+        holders = self._artifact.held() if self._artifact is not None else ()
         if alive() is not None:
             holders = (*(holders_of(alive()) or (f"somebody's reference to the {type(alive()).__name__}",)), *holders)
         return (*steps, ReclaimStep("model let go", 0, holders))
@@ -207,8 +211,8 @@ class MLupModel:
         memory = self.report.memory
         return max(0, (memory.settled.anon_bytes or 0) - (memory.baseline.anon_bytes or 0))
 
-    def _find(self) -> LoadedFile:
-        """The one model that the storage has, its bytes where they were."""
+    def _find(self) -> tuple[Artifact, Delivery | None]:
+        """The one model that the storage has, pinned where it lies, and the delivery that the storage asks for."""
         storage_type = storage_class(self.conf.storage_type)
         gives_models = bool(getattr(storage_type, "gives_models", False))
         arguments = dict(self.conf.storage_kwargs)
@@ -234,22 +238,20 @@ class MLupModel:
                 candidates=candidates,
             )
         loaded = LoadedFile.of(found[0])
-        loaded.is_model = gives_models
-        return loaded
+        return artifact_of(loaded, is_model=gives_models), loaded.delivery
 
 
-def _build(plan: LoadPlan, loaded: LoadedFile, governor: MemoryGovernor) -> tuple[Any, MemoryReport]:
+def _build(plan: LoadPlan, artifact: Artifact, governor: MemoryGovernor) -> tuple[Built, MemoryReport]:
     """The model, and what building it took; the raw data is released by then.
 
     A function of its own, so that a model that fails the last check dies with its frame.
     """
     with governor.watching(plan.admission) as watch:
-        loaded.on_window = watch.window
-        model = plan.build(loaded)
-        if plan.touches_ahead:
-            loaded.touch_ahead()
-        loaded.check()
-        return model, watch.settle(loaded.release)
+        built = plan.build(artifact, watch.window)
+        if plan.prefaults:
+            artifact.prefault(built.placement)
+        artifact.check()
+        return built, watch.settle(artifact.release)
 
 
 def _weak_reference(model: Any) -> Callable[[], Any]:

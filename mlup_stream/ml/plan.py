@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlup_stream.config import Config
-from mlup_stream.constants import BinarizationType, Delivery, Optimize, binarization_type_of
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.constants import BinarizationType, Delivery, MappingMode, Optimize, binarization_type_of
+from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.map_trouble import map_trouble
+from mlup_stream.delivery.reader import OnWindow
+from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.errors import ConfigError
 from mlup_stream.formats.kinds import name_of
 from mlup_stream.memory.estimate import Certainty, Estimate
@@ -40,28 +42,34 @@ class LoadPlan:
     Attributes:
         binarizer: The class that builds it.
         format: The name of its format, or the name of the class when another author's binarizer reads it.
-        delivery: How the bytes travel; never `auto`.
+        terms: How it is to be built; the delivery is never `auto`.
         reason: Why this delivery.
         admission: The governor's word that it fits, with the estimate.
-        options: The binarizer's options.
-        touches_ahead: Whether what stays in the mapped file is brought into memory before the model is handed out.
+        prefaults: Whether what stays in the mapped file is brought into memory before the model is handed out.
     """
 
     binarizer: type[Any]
     format: str
-    delivery: Delivery
+    terms: Terms
     reason: str
     admission: Admission
-    options: dict[str, Any]
-    touches_ahead: bool = False
+    prefaults: bool = False
 
-    def build(self, loaded: LoadedFile) -> Any:
-        """The model object."""
-        return self.binarizer.deserialize(loaded, **self.options)
+    @property
+    def delivery(self) -> Delivery:
+        return Delivery(self.admission.delivery)
+
+    def build(self, artifact: Artifact, on_window: OnWindow) -> Built:
+        """The model, and where its payload went; every window that is read passes by `on_window`."""
+        terms = replace(self.terms, on_window=on_window)
+        if issubclass(self.binarizer, BaseBinarizer):
+            return self.binarizer.build(artifact, terms)
+        # Somebody's class that has no more than `deserialize`.
+        return Built(self.binarizer.deserialize(artifact.given(read=terms.delivery is Delivery.BYTES), **terms.options))
 
 
-def choose_binarizer(loaded: LoadedFile, conf: Config, governor: MemoryGovernor) -> type[Any]:
-    """The binarizer for `loaded`, its library imported; what detection found is written to `conf.binarization_type`.
+def choose_binarizer(artifact: Artifact, conf: Config, governor: MemoryGovernor) -> type[Any]:
+    """The binarizer for `artifact`, its library imported; what detection found is written to `conf.binarization_type`.
 
     The import comes before anything is measured: a framework's memory is not the model's. It has to fit all the same.
 
@@ -70,24 +78,24 @@ def choose_binarizer(loaded: LoadedFile, conf: Config, governor: MemoryGovernor)
         MissingDependencyError: The format's library is not installed.
         MemoryBudgetExceeded: There is less memory than importing it takes.
     """
-    if loaded.is_model:
+    if artifact.is_model:
         conf.binarization_type = BinarizationType.MEMORY
     elif conf.binarization_type == AUTO:
         # Not imported before it is needed: who names the binarizer has no use for detection.
         from mlup_stream.ml.binarization.detection import detect
 
-        format = detect(loaded)
+        format = detect(artifact)
         conf.binarization_type = binarization_type_of(format)
-        logger.debug("%s: recognised as %s", loaded.name, spec_of(format).name)
+        logger.debug("%s: recognised as %s", artifact.name, spec_of(format).name)
     binarizer = binarizer_class(conf.binarization_type)
     if issubclass(binarizer, BaseBinarizer):
-        _prepare(binarizer, loaded, conf.binarization_kwargs, governor)
+        _prepare(binarizer, artifact, conf.binarization_kwargs, governor)
     return binarizer
 
 
-def _prepare(binarizer: type[BaseBinarizer], loaded: LoadedFile, options: dict[str, Any], governor: MemoryGovernor) -> None:
-    named = binarizer.named_modules(loaded)
-    with governor.importing((*binarizer.libraries_for(options), *named), name=loaded.name):
+def _prepare(binarizer: type[BaseBinarizer], artifact: Artifact, options: dict[str, Any], governor: MemoryGovernor) -> None:
+    named = binarizer.named_modules(artifact)
+    with governor.importing((*binarizer.libraries_for(options), *named), name=artifact.name):
         for module in named:
             with contextlib.suppress(Exception):  # the load will say what cannot be imported, if it is needed at all
                 importlib.import_module(module)
@@ -95,12 +103,19 @@ def _prepare(binarizer: type[BaseBinarizer], loaded: LoadedFile, options: dict[s
 
 
 def plan_load(
-    loaded: LoadedFile, binarizer: type[Any], conf: Config, governor: MemoryGovernor, *, freed_bytes: int = 0
+    artifact: Artifact,
+    asked: Delivery | None,
+    binarizer: type[Any],
+    conf: Config,
+    governor: MemoryGovernor,
+    *,
+    freed_bytes: int = 0,
 ) -> LoadPlan:
-    """The plan for `loaded`: the first delivery that the binarizer accepts and that fits into the budget.
+    """The plan: the first delivery that the binarizer accepts and that fits into the budget.
 
     Args:
-        loaded: What the storage gave; its `delivery`, `mapping` and `optimize` are filled in.
+        artifact: What the storage found.
+        asked: The delivery that the storage asks for; None or `auto` leaves it to the plan.
         binarizer: What `choose_binarizer` found.
         conf: The settings.
         governor: Admits or refuses.
@@ -110,20 +125,23 @@ def plan_load(
         ConfigError: The binarizer does not accept the delivery that was asked for.
         MemoryBudgetExceeded: No delivery fits; nothing big has been allocated.
     """
-    asked, candidates, reason = _candidates(loaded, binarizer)
-    estimates, load = _weighable(loaded, binarizer, conf, candidates)
-    asked_name = None if asked is None else asked.value
-    admission = governor.plan(estimates, name=loaded.name, asked=asked_name, freed_bytes=freed_bytes, **load)
-    loaded.delivery = Delivery(admission.delivery)
+    only, candidates, reason = _candidates(artifact, asked, binarizer)
+    estimates, load = _weighable(artifact, binarizer, conf, candidates)
+    only_name = None if only is None else only.value
+    admission = governor.plan(estimates, name=artifact.name, asked=only_name, freed_bytes=freed_bytes, **load)
+    terms = _terms(conf, Delivery(admission.delivery))
     return LoadPlan(
         binarizer,
         load["format"],
-        loaded.delivery,
+        terms,
         admission.reason or reason,
         admission,
-        conf.binarization_kwargs,
-        touches_ahead=loaded.optimize is Optimize.SPEED and _has_room(governor, loaded.size_bytes),
+        prefaults=terms.optimize is Optimize.SPEED and _has_room(governor, artifact.size_bytes),
     )
+
+
+def _terms(conf: Config, delivery: Delivery) -> Terms:
+    return Terms(delivery, MappingMode(conf.mapping), Optimize(conf.optimize), conf.binarization_kwargs, planned=True)
 
 
 def _has_room(governor: MemoryGovernor, size_bytes: int) -> bool:
@@ -132,29 +150,30 @@ def _has_room(governor: MemoryGovernor, size_bytes: int) -> bool:
     return room_bytes is None or size_bytes < room_bytes
 
 
-def weigh_load(loaded: LoadedFile, binarizer: type[Any], conf: Config, governor: MemoryGovernor) -> tuple[Weighed, ...]:
+def weigh_load(
+    artifact: Artifact, asked: Delivery | None, binarizer: type[Any], conf: Config, governor: MemoryGovernor
+) -> tuple[Weighed, ...]:
     """Each delivery that the binarizer accepts, against the governor's budget: the rows of `mlup-stream plan`."""
-    _, candidates, _ = _candidates(loaded, binarizer)
-    estimates, load = _weighable(loaded, binarizer, conf, candidates)
+    _, candidates, _ = _candidates(artifact, asked, binarizer)
+    estimates, load = _weighable(artifact, binarizer, conf, candidates)
     return governor.weigh(estimates, **load)
 
 
 def _weighable(
-    loaded: LoadedFile, binarizer: type[Any], conf: Config, deliveries: tuple[Delivery, ...]
+    artifact: Artifact, binarizer: type[Any], conf: Config, deliveries: tuple[Delivery, ...]
 ) -> tuple[dict[str, Estimate | None], dict[str, Any]]:
     """What each delivery will take, in their order, None where the binarizer cannot say; and what the governor learns it by."""
-    loaded.mapping = conf.mapping  # type: ignore[assignment]  # validated: an enum member by now
-    loaded.optimize = conf.optimize  # type: ignore[assignment]
-    loaded.options = conf.binarization_kwargs
-    estimate = getattr(binarizer, "estimate", None)
-    estimates: dict[str, Estimate | None] = {each.value: estimate and estimate(loaded, each) for each in deliveries}
-    if loaded.is_model:
+    ours = issubclass(binarizer, BaseBinarizer)
+    estimates: dict[str, Estimate | None] = {
+        each.value: binarizer.estimate(artifact, _terms(conf, each)) if ours else None for each in deliveries
+    }
+    if artifact.is_model:
         estimates = {Delivery.BYTES.value: _NOTHING_TO_TAKE}
     load = {
-        "size_bytes": loaded.size_bytes,
-        "path": None if loaded.has_content else loaded.path,
+        "size_bytes": artifact.size_bytes,
+        "path": None if artifact.has_content else artifact.path,
         "format": _format_name(binarizer),
-        "variant": f"{loaded.optimize.value} {loaded.mapping.value}",
+        "variant": f"{Optimize(conf.optimize).value} {MappingMode(conf.mapping).value}",
     }
     return estimates, load
 
@@ -165,25 +184,27 @@ def _format_name(binarizer: type[Any]) -> str:
     return name_of(format) if isinstance(format, str) else binarizer.__name__
 
 
-def _candidates(loaded: LoadedFile, binarizer: type[Any]) -> tuple[Delivery | None, tuple[Delivery, ...], str]:
+def _candidates(
+    artifact: Artifact, asked: Delivery | None, binarizer: type[Any]
+) -> tuple[Delivery | None, tuple[Delivery, ...], str]:
     """The delivery that was asked for, those to choose from, best first, and why the first of them is."""
     accepted = tuple(getattr(binarizer, "deliveries", _ACCEPTED_BY_OTHERS))
-    asked = loaded.delivery
-    if loaded.has_content or loaded.path is None:
+    if artifact.has_content:
         return None, (Delivery.BYTES,), "the storage gave the content itself"
     if asked is not None and asked is not Delivery.AUTO:
         if asked not in accepted:
             allowed = ", ".join(["auto", *(kind.value for kind in accepted)])
             raise ConfigError(
-                f"{loaded.name}: delivery={asked.value!r} is not accepted by {binarizer.__name__}; expected one of {allowed}",
+                f"{artifact.name}: delivery={asked.value!r} is not accepted by {binarizer.__name__}; expected one of {allowed}",
                 field="delivery",
                 value=asked.value,
                 allowed=accepted,
             )
         return asked, accepted, "asked for"
-    if loaded.is_folder:
+    if artifact.is_folder:
         return None, (Delivery.PATH,), "the model is a folder"
-    trouble = map_trouble(loaded.path) if accepted[0] is Delivery.VIEW else None
+    assert artifact.path is not None
+    trouble = map_trouble(artifact.path) if accepted[0] is Delivery.VIEW else None
     if trouble is not None:
         accepted = (*accepted[1:], Delivery.VIEW)
     order = ", ".join(kind.value for kind in accepted)

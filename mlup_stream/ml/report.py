@@ -10,7 +10,6 @@ from mlup_stream.memory.report import MemoryReport
 from mlup_stream.units import format_bytes
 
 if TYPE_CHECKING:
-    from mlup_stream.delivery.loaded_file import LoadedFile
     from mlup_stream.delivery.placement import Placement
     from mlup_stream.ml.plan import LoadPlan
 
@@ -49,10 +48,17 @@ class LoadReport:
 
     @classmethod
     def of(
-        cls, loaded: LoadedFile, plan: LoadPlan, memory: MemoryReport, *, size_bytes: int, seconds: float
+        cls,
+        name: str,
+        plan: LoadPlan,
+        memory: MemoryReport,
+        placement: Placement | None,
+        *,
+        size_bytes: int,
+        seconds: float,
     ) -> LoadReport:
         return cls(
-            file=loaded.name,
+            file=name,
             format=plan.format,
             binarizer=f"{plan.binarizer.__module__}.{plan.binarizer.__qualname__}",
             delivery=plan.delivery.value,
@@ -62,7 +68,7 @@ class LoadReport:
             build_seconds=memory.seconds or 0.0,
             estimate=plan.admission.estimate,
             memory=memory,
-            placement=loaded.placement,
+            placement=placement,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import pickle
 from collections.abc import Callable
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
-from mlup_stream.delivery.kinds import Delivery, Mapping
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.kinds import MappingMode
+from mlup_stream.delivery.terms import Terms
+from mlup_stream.delivery.view import View
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.pickles.dry_unpickler import Inert
@@ -46,16 +47,15 @@ def find_payloads(path: str, format: Format) -> list[Found]:
     Raises:
         Exception: Whatever the unpickler raises for a file that it cannot read.
     """
-    loaded = LoadedFile(path=path, delivery=Delivery.VIEW, mapping=Mapping.READ_ONLY)
-    view = loaded.view()
+    view = View(path)
     try:
         with view.open_structure() as file:
-            placer = _Noting(loaded, view, file)
+            placer = _Noting(Terms(mapping=MappingMode.READ_ONLY), view, file)
             unpickler = _joblib_unpickler() if format is Format.JOBLIB else _pickle_unpickler()
             unpickler(file, placer).load()
         return placer.found
     finally:
-        loaded.release()
+        view.release()
 
 
 class _Noting(Placer):

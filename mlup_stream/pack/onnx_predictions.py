@@ -81,8 +81,6 @@ def _session(path: str) -> Any:
         return InferenceSessionBinarizer.deserialize(loaded, sess_options=_SILENT)
     except ModelBinarizationError as error:
         raise _NotKnown(f"onnxruntime does not load it ({error})") from error
-    finally:
-        loaded.release()
 
 
 def _made_up(given: Any, length: int) -> Any:

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 
+from mlup_stream.delivery.artifact import artifact_of
 from mlup_stream.delivery.files import checked_stat
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.view import View
@@ -50,17 +51,18 @@ def pack(
     started = time.perf_counter()
     path, target = os.fspath(source), os.fspath(destination)
     status = checked_stat(path)
-    spec = spec_of(format or detect(LoadedFile(path=path)))
-    packer = _packer_of(path, spec)
-    view = View(path)
+    artifact = artifact_of(LoadedFile(path=path))
     try:
+        spec = spec_of(format or detect(artifact))
+        packer = _packer_of(path, spec)
+        view = artifact.view()
         with Destination(target, force=force, mode=status.st_mode) as written:
             written.refuse_same((path,))
             gain = packer(view, written)
-            view.check()
+            artifact.check()
             written.commit()
     finally:
-        view.release()
+        artifact.release()
     files = (written.path, *written.beside)
     return Packed(
         source=path,

@@ -21,7 +21,7 @@ import pickle
 import tempfile
 from typing import Any, BinaryIO
 
-from mlup_stream.delivery.kinds import Delivery, Mapping
+from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.reader import open_stream
 from mlup_stream.delivery.view import View
@@ -132,22 +132,15 @@ def _pickled_anew(view: View, destination: Destination) -> Gain:
     """Loads a pickle whose arrays are text, and writes the model with protocol 5."""
     name = str(view.path)
     destination.reserve(2 * _copied_bytes(view.size_bytes))
-    loaded = LoadedFile(path=name, delivery=Delivery.STREAM)
-    try:
-        model = PickleBinarizer.deserialize(loaded)
-    finally:
-        loaded.release()
+    model = PickleBinarizer.deserialize(LoadedFile(path=name, delivery=Delivery.STREAM))
     # Without a name where the system can: nothing is left of it whatever happens.
     with tempfile.TemporaryFile(dir=os.path.dirname(destination.part)) as plain:
         with destination.explained():
             _dump(name, model, plain)
             plain.seek(0)
         gain = _transcribed(name, plain, destination, Format.PICKLE, [])
-    written = LoadedFile(path=destination.part, delivery=Delivery.VIEW, mapping=Mapping.READ_ONLY)
-    try:
-        _compare_buffers(name, model, PickleBinarizer.deserialize(written))
-    finally:
-        written.release()
+    written = LoadedFile(path=destination.part, delivery=Delivery.VIEW)
+    _compare_buffers(name, model, PickleBinarizer.deserialize(written))
     notes = (f"pickle protocol {pickle.HIGHEST_PROTOCOL}, for which the model was loaded: its code has run", *gain.notes)
     verified = "the model was loaded in place from what was written, and its arrays compared with the source's bit for bit"
     return gain._replace(verified=verified, notes=notes)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from given import Given, deserialize, estimated
 from measured import SLACK_BYTES, measure_load
 
-from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
+from mlup_stream.delivery.kinds import Delivery, MappingMode, Optimize
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import CorruptModelError, LoadError, ModelBinarizationError, ModelNotFoundError
 from mlup_stream.formats.arrays.gguf import TYPES, read_header
@@ -80,10 +81,7 @@ def path(tmp_path: Path) -> Path:
 def load(given: Any) -> GgufModel:
     """The model, and the file let go of, as the load cycle does it."""
     loaded = LoadedFile.of(given)
-    try:
-        return GgufBinarizer.deserialize(loaded)  # type: ignore[no-any-return]
-    finally:
-        loaded.release()
+    return deserialize(GgufBinarizer, loaded)  # type: ignore[no-any-return]
 
 
 def assert_same(model: GgufModel, path: Path) -> None:
@@ -99,27 +97,26 @@ def assert_same(model: GgufModel, path: Path) -> None:
 
 
 @pytest.mark.parametrize("optimize", list(Optimize))
-@pytest.mark.parametrize("mapping", list(Mapping))
+@pytest.mark.parametrize("mapping", list(MappingMode))
 @pytest.mark.parametrize("delivery", DELIVERIES)
 def test_every_delivery_gives_what_the_library_gives(
-    path: Path, delivery: Delivery, mapping: Mapping, optimize: Optimize
+    path: Path, delivery: Delivery, mapping: MappingMode, optimize: Optimize
 ) -> None:
     """The same arrays, and still after the release."""
-    loaded = LoadedFile(path=path, delivery=delivery, mapping=mapping, optimize=optimize)
-    model = GgufBinarizer.deserialize(loaded)
-    loaded.release()
+    loaded = Given(path=path, delivery=delivery, mapping=mapping, optimize=optimize)
+    model = deserialize(GgufBinarizer, loaded)
     assert_same(model, path)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, io.BytesIO])
 def test_every_kind_of_content_is_taken(path: Path, kind: Any) -> None:
     """Content without a path gives the same model."""
-    assert_same(load(LoadedFile(kind(path.read_bytes()))), path)
+    assert_same(load(Given(kind(path.read_bytes()))), path)
 
 
 def test_the_metadata_are_python_values(path: Path) -> None:
     """Numbers, text and lists of text as they were written; numbers in arrays."""
-    metadata = load(LoadedFile(path=path)).metadata
+    metadata = load(Given(path=path)).metadata
     assert {key: value.tolist() if hasattr(value, "tolist") else value for key, value in metadata.items()} == METADATA
     assert type(metadata["yes"]) is bool
     assert metadata["scores"].dtype == numpy.float32
@@ -127,7 +124,7 @@ def test_the_metadata_are_python_values(path: Path) -> None:
 
 def test_quantised_tensors_become_floats(path: Path) -> None:
     """`dequantize` is the library's, also of types that are plain already."""
-    model = load(LoadedFile(path=path))
+    model = load(Given(path=path))
     for kind in ("Q4_0", "Q8_0", "BF16"):
         expected = gguf.quants.dequantize(model[kind], gguf.GGMLQuantizationType[kind])
         assert numpy.array_equal(model.dequantize(kind), expected)
@@ -145,7 +142,7 @@ def test_the_table_of_types_is_the_librarys() -> None:
 def test_big_endian_files(tmp_path: Path) -> None:
     """The file's byte order is found in its version, for numbers and tensors."""
     big = write(tmp_path / "big.gguf", endianess=gguf.GGUFEndian.BIG)
-    model = load(LoadedFile(path=big))
+    model = load(Given(path=big))
     assert model.metadata["answer"] == 42
     assert model.metadata["scores"].tolist() == METADATA["scores"]
     assert read_header(big).big_endian
@@ -160,13 +157,15 @@ def test_the_old_package_may_call_it(path: Path) -> None:
     assert GgufBinarizer.is_this_type(Old(b"", str(path))) == 1.0
 
 
-def test_arrays_in_place_are_read_only_unless_asked_for(path: Path) -> None:
-    """A view's arrays cannot be written to by default; copy-on-write ones can, and the file does not change."""
+@pytest.mark.parametrize("delivery", DELIVERIES)
+def test_arrays_are_read_only_unless_asked_for(path: Path, delivery: Delivery) -> None:
+    """Whatever the delivery, arrays cannot be written to by default, `copy-on-write` ones can, and the file stays."""
     before = path.read_bytes()
-    model = load(LoadedFile(path=path, delivery=Delivery.VIEW))
+    model = load(Given(path=path, delivery=delivery))
+    assert not any(array.flags.writeable for array in model.values())
     with pytest.raises(ValueError, match="read-only"):
         model["matrix"][0] = 1
-    writable = load(LoadedFile(path=path, delivery=Delivery.VIEW, mapping=Mapping.COPY_ON_WRITE))
+    writable = load(Given(path=path, delivery=delivery, mapping=MappingMode.COPY_ON_WRITE))
     writable["matrix"][0] = 77
     assert writable["matrix"][0, 0] == 77
     assert path.read_bytes() == before
@@ -175,7 +174,7 @@ def test_arrays_in_place_are_read_only_unless_asked_for(path: Path) -> None:
 def test_arrays_do_not_lie_in_content_that_others_may_change(path: Path) -> None:
     """Arrays lie over immutable `bytes`, and never over a bytearray or memoryview, which their owner may write to."""
     content = bytearray(path.read_bytes())
-    model = load(LoadedFile(memoryview(content)))
+    model = load(Given(memoryview(content)))
     content[:] = bytes(len(content))
     assert_same(model, path)
 
@@ -198,10 +197,10 @@ def split(folder: Path, count: int = 3) -> list[Path]:
 def test_a_model_in_several_files_is_one(tmp_path: Path, delivery: Delivery) -> None:
     """Whichever of them is given, in order, and still after the release; the estimate is for all of them."""
     for path in split(tmp_path):
-        model = load(LoadedFile(path=path, delivery=delivery))
+        model = load(Given(path=path, delivery=delivery))
         assert list(model) == [f"w{index}" for index in range(8)]
         assert [array.tolist() for array in model.values()] == [[i, i + 1, i + 2, i + 3] for i in range(8)]
-        estimate = GgufBinarizer.estimate(LoadedFile(path=path), Delivery.PATH)
+        estimate = estimated(GgufBinarizer, Given(path=path), Delivery.PATH)
         assert estimate is not None
         assert estimate.peak_anon_bytes >= 8 * 16
         assert model.metadata["general.architecture"] == "llama"
@@ -211,14 +210,14 @@ def test_a_model_in_several_files_that_is_not_whole(tmp_path: Path) -> None:
     """A file that is missing is named; one of another model is noticed; without a path nobody knows where the others are."""
     paths = split(tmp_path)
     with pytest.raises(ModelBinarizationError, match="give the path"):
-        load(LoadedFile(paths[0].read_bytes()))
+        load(Given(paths[0].read_bytes()))
     paths[2].write_bytes(paths[1].read_bytes())
     with pytest.raises(CorruptModelError, match="expected 8 tensors in its 3 files"):
-        load(LoadedFile(path=paths[0]))
+        load(Given(path=paths[0]))
     paths[1].unlink()
     for delivery in DELIVERIES:
         with pytest.raises(ModelNotFoundError, match="model-00002-of-00003"):
-            load(LoadedFile(path=paths[0], delivery=delivery))
+            load(Given(path=paths[0], delivery=delivery))
 
 
 def text(value: bytes | str) -> bytes:
@@ -294,7 +293,7 @@ def test_lies_are_typed_errors(lie: str) -> None:
         read_header(LIES[lie], "model.x")
     for kind in (bytes, io.BytesIO):
         with pytest.raises(LoadError):
-            load(LoadedFile(kind(LIES[lie])))
+            load(Given(kind(LIES[lie])))
 
 
 def test_what_is_not_known_is_no_damage() -> None:
@@ -312,7 +311,7 @@ def test_what_the_format_allows_is_read() -> None:
     empty = entry("empty", 9, array_of(8, 0))
     aligned = entry("general.alignment", 4, struct.pack("<I", 8))
     content = file_of((nested, empty, aligned), (info("none", (0, 3)), info("scalar", ()), info("w", (2,), offset=8)))
-    model = load(LoadedFile(content))
+    model = load(Given(content))
     assert [list(each) for each in model.metadata["nested"]] == [[7], ["x"]]
     assert model.metadata["empty"] == []
     assert (model["none"].shape, model["scalar"].shape, model["w"].shape) == ((3, 0), (), (2,))
@@ -327,8 +326,8 @@ def test_truncation_anywhere_is_a_typed_error(path: Path) -> None:
     for cut in [*range(header.header_bytes), *range(header.header_bytes, end, 7), end - 1]:
         path.write_bytes(whole[:cut])
         with pytest.raises(CorruptModelError):
-            load(LoadedFile(path=path))
-        assert GgufBinarizer.estimate(LoadedFile(path=path), Delivery.VIEW) is None
+            load(Given(path=path))
+        assert estimated(GgufBinarizer, Given(path=path), Delivery.VIEW) is None
     if before:
         assert os.listdir("/proc/self/fd") == before
 
@@ -339,8 +338,8 @@ def test_the_placement_says_what_was_mapped_and_what_was_copied() -> None:
     content = file_of((packed,), (info("odd", (3,), offset=2), info("bytes", (3,), kind=24, offset=14)))
     start = read_header(content).tensors[0].start
     for optimize, mapped, copied in ((Optimize.MEMORY, 15, 0), (Optimize.SPEED, 3, 12)):
-        loaded = LoadedFile(content, delivery=Delivery.VIEW, optimize=optimize)
-        model = GgufBinarizer.deserialize(loaded)
+        loaded = Given(content, delivery=Delivery.VIEW, optimize=optimize)
+        model = deserialize(GgufBinarizer, loaded)
         assert start % 4
         assert model["odd"].shape == (3,)
         assert loaded.placement is not None

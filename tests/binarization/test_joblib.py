@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from child import run_child
+from given import Given, deserialize
 
-from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.kinds import Delivery, MappingMode, Optimize
 from mlup_stream.errors import (
     ConfigError,
     CorruptModelError,
@@ -117,12 +117,9 @@ def assert_same(found: Any, expected: Any, flags: tuple[str, ...] = ("C_CONTIGUO
         assert found == expected
 
 
-def load(loaded: LoadedFile, **options: Any) -> Any:
+def load(loaded: Given, **options: Any) -> Any:
     """The model, after everything that the handle holds was given back."""
-    try:
-        return JoblibBinarizer.deserialize(loaded, **options)
-    finally:
-        loaded.release()
+    return deserialize(JoblibBinarizer, loaded, **options)
 
 
 @pytest.mark.parametrize("compressor", [None, *COMPRESSORS])
@@ -133,9 +130,9 @@ def test_every_delivery_gives_what_joblib_gives(tmp_path: Path, protocol: int, c
     joblib.dump(model_of_everything(), path, compress=(compressor, 3) if compressor else 0, protocol=protocol)
     expected = joblib.load(path)
     content = path.read_bytes()
-    given = [LoadedFile(path=path, delivery=delivery) for delivery in DELIVERIES]
-    given += [LoadedFile(kind(content)) for kind in (bytes, bytearray, memoryview, io.BytesIO)]
-    given += [LoadedFile(path=path, delivery=Delivery.VIEW, optimize=Optimize.SPEED)]
+    given = [Given(path=path, delivery=delivery) for delivery in DELIVERIES]
+    given += [Given(kind(content)) for kind in (bytes, bytearray, memoryview, io.BytesIO)]
+    given += [Given(path=path, delivery=Delivery.VIEW, optimize=Optimize.SPEED)]
     for each in given:
         found = load(each)
         assert_same(found, expected, ("C_CONTIGUOUS", "F_CONTIGUOUS", "OWNDATA", "WRITEABLE"))
@@ -159,7 +156,7 @@ def test_files_from_before_arrays_were_aligned(tmp_path: Path, delivery: Deliver
     path = tmp_path / "model.joblib"
     path.write_bytes(file.getvalue())
     for optimize in Optimize:
-        loaded = LoadedFile(path=path, delivery=delivery, optimize=optimize)
+        loaded = Given(path=path, delivery=delivery, optimize=optimize)
         assert_same(load(loaded), model)
         assert loaded.placement is not None
         assert loaded.placement.mapped_bytes + loaded.placement.copied_bytes == 12_800_000
@@ -173,14 +170,14 @@ def test_arrays_stay_in_the_file_and_the_file_stays_as_it_is(tmp_path: Path) -> 
     path = tmp_path / "model.joblib"
     joblib.dump({"w": numpy.arange(100_000.0), "small": numpy.arange(3)}, path)
     before = path.read_bytes()
-    loaded = LoadedFile(path=path, delivery=Delivery.VIEW)
+    loaded = Given(path=path, delivery=Delivery.VIEW)
     model = load(loaded)
     assert loaded.placement is not None
     assert loaded.placement.mapped_bytes == 800_000
     model["w"][:] = 7
     assert model["w"].sum() == 700_000
     assert path.read_bytes() == before
-    frozen = load(LoadedFile(path=path, delivery=Delivery.VIEW, mapping=Mapping.READ_ONLY))
+    frozen = load(Given(path=path, delivery=Delivery.VIEW, mapping=MappingMode.READ_ONLY))
     with pytest.raises(ValueError, match="read-only"):
         frozen["w"][0] = 1
 
@@ -205,7 +202,7 @@ def test_a_state_that_is_let_go_and_asked_for_again(
         path = tmp_path / "model.joblib"
         joblib.dump(model, path, compress=compress)
         built.built = 0
-        found = load(LoadedFile(path=path, delivery=delivery))
+        found = load(Given(path=path, delivery=delivery))
         assert_same(found, model)
         objects = sum(isinstance(each, Copies) for each in model)
         assert objects < built.built <= 2 * objects
@@ -216,7 +213,7 @@ def test_a_state_that_is_asked_for_soon_is_still_there(tmp_path: Path, built: ty
     first = Copies(numpy.arange(200_000.0))
     model = [first.state, first, [numpy.full(100_000, index) for index in range(20)], first.state]
     joblib.dump(model, tmp_path / "model.joblib")
-    found = load(LoadedFile(path=tmp_path / "model.joblib", delivery=Delivery.STREAM))
+    found = load(Given(path=tmp_path / "model.joblib", delivery=Delivery.STREAM))
     assert_same(found, model)
     assert found[0] is found[3]
     assert built.built == 1
@@ -235,7 +232,7 @@ def test_objects_are_unpickled_in_c(tmp_path: Path) -> None:
 
         sys.setprofile(count)
         try:
-            found = load(LoadedFile(path=tmp_path / "model.joblib"))
+            found = load(Given(path=tmp_path / "model.joblib"))
         finally:
             sys.setprofile(None)
         assert len(found["objects"]) == 20_000
@@ -263,12 +260,12 @@ def test_byte_order_is_joblibs_choice_or_the_users(tmp_path: Path) -> None:
     """Native by default, as `joblib.load` has it; left as it is, and then in place, when that is asked for."""
     swapped = numpy.arange(1000, dtype=">f8")
     joblib.dump(swapped, tmp_path / "model.joblib")
-    loaded = LoadedFile(path=tmp_path / "model.joblib", delivery=Delivery.VIEW)
+    loaded = Given(path=tmp_path / "model.joblib", delivery=Delivery.VIEW)
     assert_same(load(loaded), swapped.astype("=f8"))
     assert loaded.placement is not None
     assert loaded.placement.mapped_bytes == 0
     assert "other byte order" in loaded.placement.reasons[0]
-    loaded = LoadedFile(path=tmp_path / "model.joblib", delivery=Delivery.VIEW)
+    loaded = Given(path=tmp_path / "model.joblib", delivery=Delivery.VIEW)
     assert_same(load(loaded, ensure_native_byte_order=False), swapped)
     assert loaded.placement is not None
     assert loaded.placement.mapped_bytes == 8000
@@ -278,9 +275,9 @@ def test_options_are_checked(tmp_path: Path) -> None:
     """An option that does not exist, and a value that is none."""
     joblib.dump(1, tmp_path / "model.joblib")
     with pytest.raises(ConfigError, match="ensure_native_byte_order"):
-        load(LoadedFile(path=tmp_path / "model.joblib"), mmap_mode="r")
+        load(Given(path=tmp_path / "model.joblib"), mmap_mode="r")
     with pytest.raises(ConfigError, match="True, False, 'auto'"):
-        load(LoadedFile(path=tmp_path / "model.joblib"), ensure_native_byte_order="big")
+        load(Given(path=tmp_path / "model.joblib"), ensure_native_byte_order="big")
 
 
 @pytest.mark.parametrize("compressor", [None, *COMPRESSORS])
@@ -291,16 +288,16 @@ def test_truncation_anywhere_is_a_typed_error(tmp_path: Path, delivery: Delivery
     model = {"a": numpy.arange(20.0), "o": numpy.array([1, None], dtype=object), "c": Copies(numpy.arange(3)), "l": [1, "x"]}
     joblib.dump(model, path, compress=(compressor, 3) if compressor else 0)
     whole = path.read_bytes()
-    assert_same(load(LoadedFile(path=path, delivery=delivery)), model)
+    assert_same(load(Given(path=path, delivery=delivery)), model)
     before = descriptors()
     for cut in range(1, len(whole), 1 if compressor is None else 3):
         path.write_bytes(whole[:cut])
         with pytest.raises(CorruptModelError, match=r"model\.joblib"):
-            load(LoadedFile(path=path, delivery=delivery))
+            load(Given(path=path, delivery=delivery))
     for cut in range(len(whole) - 8, len(whole)):
         path.write_bytes(whole[:cut])
         with pytest.raises(CorruptModelError):
-            load(LoadedFile(path=path, delivery=delivery))
+            load(Given(path=path, delivery=delivery))
     assert descriptors() <= before
 
 
@@ -313,7 +310,7 @@ def test_garbage_is_a_typed_error(tmp_path: Path) -> None:
         for _ in range(20):
             path.write_bytes(start + source.randbytes(500))
             with pytest.raises(LoadError, match=r"model\.joblib"):
-                load(LoadedFile(path=path))
+                load(Given(path=path))
 
 
 def lying(shape: Any = (3,), order: Any = "C", dtype: Any = FLOAT, data: bytes = bytes(24)) -> bytes:
@@ -352,5 +349,5 @@ def test_lies_are_typed_errors(tmp_path: Path, lie: str, delivery: Delivery) -> 
     path = tmp_path / "model.joblib"
     path.write_bytes(LIES[lie])
     with pytest.raises(LoadError, match=r"model\.joblib") as failed:
-        load(LoadedFile(path=path, delivery=delivery))
+        load(Given(path=path, delivery=delivery))
     assert "\n" not in str(failed.value)

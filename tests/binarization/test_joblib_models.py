@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from given import Given, deserialize, estimated
 from measured import SLACK_BYTES, measure_load
 
 import mlup_stream as mlup
-from mlup_stream.delivery.kinds import Delivery, Mapping
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.kinds import Delivery, MappingMode
 from mlup_stream.errors import MemoryBudgetExceeded, MissingClassError, ModelBinarizationError, ModelLoadError
 from mlup_stream.ml.binarization.joblib import JoblibBinarizer
 from mlup_stream.units import MIB
@@ -29,12 +29,9 @@ CLASSES = (ROWS.sum(axis=1) > 2.5).astype(int)
 TARGETS = ROWS @ numpy.arange(5.0)
 
 
-def load(loaded: LoadedFile, **options: Any) -> Any:
+def load(loaded: Given, **options: Any) -> Any:
     """The model, after everything that the handle holds was given back."""
-    try:
-        return JoblibBinarizer.deserialize(loaded, **options)
-    finally:
-        loaded.release()
+    return deserialize(JoblibBinarizer, loaded, **options)
 
 
 def estimators() -> dict[str, Any]:
@@ -84,8 +81,8 @@ def test_estimators_predict_as_joblibs_do(tmp_path: Path, compress: int) -> None
         joblib.dump(estimator, path, compress=compress)
         expected = answer_of(name, joblib.load(path))
         for delivery in (Delivery.VIEW, Delivery.PATH, Delivery.STREAM, Delivery.BYTES):
-            for mapping in Mapping if delivery is Delivery.VIEW else (Mapping.AUTO,):
-                found = load(LoadedFile(path=path, delivery=delivery, mapping=mapping))
+            for mapping in MappingMode if delivery is Delivery.VIEW else (MappingMode.AUTO,):
+                found = load(Given(path=path, delivery=delivery, mapping=mapping))
                 assert numpy.array_equal(answer_of(name, found), expected), (name, delivery, mapping)
         model = mlup.load(path)
         assert numpy.array_equal(answer_of(name, model), expected), name
@@ -109,7 +106,7 @@ def test_a_class_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.Mo
                 joblib.dump(model, path, compress=compress)
             for delivery in (Delivery.VIEW, Delivery.STREAM):
                 with pytest.raises(MissingClassError, match=r"model\.joblib.*a_package_of_theirs\.Thing") as failed:
-                    load(LoadedFile(path=path, delivery=delivery))
+                    load(Given(path=path, delivery=delivery))
                 assert (failed.value.module, failed.value.qualname) == ("a_package_of_theirs", "Thing")
 
 
@@ -124,9 +121,9 @@ def test_files_from_before_joblib_0_10(tmp_path: Path) -> None:
         compat.write_zfile(file, pickle.dumps({"a": [0.0, 1.0, 2.0, 3.0, 4.0]}, 2))
     for path in (beside, whole):
         for delivery in (Delivery.VIEW, Delivery.PATH, Delivery.STREAM):
-            assert list(load(LoadedFile(path=path, delivery=delivery))["a"]) == [0, 1, 2, 3, 4]
+            assert list(load(Given(path=path, delivery=delivery))["a"]) == [0, 1, 2, 3, 4]
         with pytest.raises(ModelBinarizationError, match=r"0\.10.*give its path"):
-            load(LoadedFile(path.read_bytes()))
+            load(Given(path.read_bytes()))
 
 
 @pytest.mark.parametrize("compressor", ["zlib", "gzip", "bz2", "xz"])
@@ -170,7 +167,7 @@ def test_an_estimate_says_how_sure_it_is(tmp_path: Path) -> None:
 
     def estimate(model: Any, delivery: Delivery, **how: Any) -> Any:
         joblib.dump(model, path, **how)
-        return JoblibBinarizer.estimate(LoadedFile(path=path), delivery)
+        return estimated(JoblibBinarizer, Given(path=path), delivery)
 
     arrays = {"w": numpy.arange(1_000_000.0)}
     in_view = estimate(arrays, Delivery.VIEW)
@@ -188,12 +185,12 @@ def test_an_estimate_says_how_sure_it_is(tmp_path: Path) -> None:
     assert 4_000_000 < guessed.peak_anon_bytes < 16_000_000
     assert guessed.at_least_bytes == 0
     path.write_bytes(path.read_bytes()[:40])
-    assert JoblibBinarizer.estimate(LoadedFile(path=path), Delivery.VIEW) is None
+    assert estimated(JoblibBinarizer, Given(path=path), Delivery.VIEW) is None
     given = io.BytesIO(b"in front")
     given.seek(8)
     joblib.dump(arrays, given)
     given.seek(8)
-    assert JoblibBinarizer.estimate(LoadedFile(given), Delivery.BYTES) is not None
+    assert estimated(JoblibBinarizer, Given(given), Delivery.BYTES) is not None
     assert given.tell() == 8
 
 

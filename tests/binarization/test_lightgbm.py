@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from child import run_child
+from given import Given, deserialize
 from measured import SLACK_BYTES, measure_load
 
 from mlup_stream.delivery.kinds import Delivery
-from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import ConfigError, CorruptModelError
 from mlup_stream.formats.trees.lightgbm import Checks, read_header, walk
 from mlup_stream.ml.binarization.lightgbm import LightGBMBinarizer
@@ -62,18 +62,18 @@ def test_every_kind_of_model_predicts_the_same(texts: dict[str, str], kind: str,
     content = path.read_bytes()
     Old = namedtuple("LoadedFile", ("raw_data", "path"))
     for given in (
-        LoadedFile(path=path),
-        LoadedFile(path=path, delivery=Delivery.BYTES),
-        LoadedFile(content),
-        LoadedFile(bytearray(content)),
-        LoadedFile(memoryview(content)),
-        LoadedFile(io.BytesIO(content)),
-        LoadedFile(texts[kind]),
-        LoadedFile(io.StringIO(texts[kind])),
+        Given(path=path),
+        Given(path=path, delivery=Delivery.BYTES),
+        Given(content),
+        Given(bytearray(content)),
+        Given(memoryview(content)),
+        Given(io.BytesIO(content)),
+        Given(texts[kind]),
+        Given(io.StringIO(texts[kind])),
         Old(b"", str(path)),
         Old(texts[kind], None),
     ):
-        assert numpy.array_equal(LightGBMBinarizer.deserialize(given).predict(SAMPLES), expected)
+        assert numpy.array_equal(deserialize(LightGBMBinarizer, given).predict(SAMPLES), expected)
     assert LightGBMBinarizer.is_this_type(Old(b"", str(path))) == 1.0
 
 
@@ -82,7 +82,7 @@ def test_pandas_categories_survive() -> None:
     text = trained()
     text = re.sub(r"\npandas_categorical:.*\n", '\npandas_categorical:[["a", "b"]]\n', text)
     assert '[["a", "b"]]' in text
-    assert LightGBMBinarizer.deserialize(LoadedFile(text.encode())).pandas_categorical == [["a", "b"]]
+    assert deserialize(LightGBMBinarizer, Given(text.encode())).pandas_categorical == [["a", "b"]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -102,7 +102,7 @@ def test_truncation_anywhere_is_a_typed_error(texts: dict[str, str]) -> None:
         end = data.index(b"end of parameters")
         for cut in {*range(1, data.index(b"end of trees"), 11), *range(data.index(b"parameters:") + 11, end, 11)}:
             with pytest.raises(CorruptModelError):
-                LightGBMBinarizer.deserialize(LoadedFile(data[:cut]))
+                deserialize(LightGBMBinarizer, Given(data[:cut]))
 
 
 def changed(text: str, key: str, change: Any) -> bytes:
@@ -149,7 +149,7 @@ def test_lies_are_typed_errors(lie: str) -> None:
         with pytest.raises(CorruptModelError, match=r"model\.txt"):
             walk(io.BytesIO(data), "model.txt", checks)
     with pytest.raises(CorruptModelError):
-        LightGBMBinarizer.deserialize(LoadedFile(data))
+        deserialize(LightGBMBinarizer, Given(data))
 
 
 def test_sizes_that_lie_are_typed_errors() -> None:
@@ -267,7 +267,7 @@ def test_mutations_do_not_end_the_process(texts: dict[str, str]) -> None:
 def test_it_has_no_options(texts: dict[str, str]) -> None:
     """An option that does not exist is an error."""
     with pytest.raises(ConfigError):
-        LightGBMBinarizer.deserialize(LoadedFile(texts["regression"]), num_threads=1)
+        deserialize(LightGBMBinarizer, Given(texts["regression"]), num_threads=1)
 
 
 @pytest.fixture(scope="module")

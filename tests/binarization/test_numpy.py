@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 from child import run_child
+from given import Given, deserialize, estimated
 from measured import SLACK_BYTES, measure_load
 
 import mlup_stream as mlup
-from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.kinds import Delivery, MappingMode, Optimize
 from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, MissingClassError, ModelBinarizationError
 from mlup_stream.ml.binarization.numpy import NpyBinarizer, NpzBinarizer
 from mlup_stream.units import MIB
@@ -46,13 +46,10 @@ ARRAYS = {
 OBJECTS = numpy.array([1, None, "x", numpy.arange(3)], dtype=object)
 
 
-def load(loaded: LoadedFile, **options: Any) -> Any:
+def load(loaded: Given, **options: Any) -> Any:
     """The model, after everything that the handle holds was given back."""
     binarizer = NpzBinarizer if str(loaded.path).endswith(".npz") else NpyBinarizer
-    try:
-        return binarizer.deserialize(loaded, **options)
-    finally:
-        loaded.release()
+    return deserialize(binarizer, loaded, **options)
 
 
 def descriptors() -> int:
@@ -78,18 +75,18 @@ def npz_path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("optimize", list(Optimize))
-@pytest.mark.parametrize("mapping", list(Mapping))
+@pytest.mark.parametrize("mapping", list(MappingMode))
 @pytest.mark.parametrize("delivery", DELIVERIES)
 def test_every_delivery_of_npy_gives_what_numpy_gives(
-    tmp_path: Path, delivery: Delivery, mapping: Mapping, optimize: Optimize
+    tmp_path: Path, delivery: Delivery, mapping: MappingMode, optimize: Optimize
 ) -> None:
     """Types, shapes, orders and values, whatever the delivery and the policy; writable unless it was asked not to be."""
     for name, array in ARRAYS.items():
         path = tmp_path / f"{name}.npy"
         numpy.save(path, array)
-        found = load(LoadedFile(path=path, delivery=delivery, mapping=mapping, optimize=optimize))
+        found = load(Given(path=path, delivery=delivery, mapping=mapping, optimize=optimize))
         assert_same(found, numpy.load(path))
-        mapped = delivery is Delivery.VIEW and mapping is Mapping.READ_ONLY and array.nbytes > 0
+        mapped = delivery is Delivery.VIEW and mapping is MappingMode.READ_ONLY and array.nbytes > 0
         assert found.flags.writeable or (mapped and not found.flags.writeable)
 
 
@@ -99,7 +96,7 @@ def test_every_delivery_of_npz_gives_what_numpy_gives(tmp_path: Path, delivery: 
     """The same arrays by the same names, and to be used in the same ways as NumPy's own."""
     path = tmp_path / "model.npz"
     (numpy.savez_compressed if compressed else numpy.savez)(path, **ARRAYS)
-    model = load(LoadedFile(path=path, delivery=delivery))
+    model = load(Given(path=path, delivery=delivery))
     with numpy.load(path) as library:
         assert model.files == library.files == list(model) == list(model.keys())
         assert len(model) == len(library)
@@ -124,9 +121,9 @@ def test_every_delivery_of_npz_gives_what_numpy_gives(tmp_path: Path, delivery: 
 def test_every_kind_of_content_is_taken(npz_path: Path, tmp_path: Path, kind: type) -> None:
     """Content without a path gives the same model; a file object from where it stands, and nothing of it is closed."""
     numpy.save(tmp_path / "a.npy", ARRAYS["large"])
-    assert_same(NpyBinarizer.deserialize(LoadedFile(kind((tmp_path / "a.npy").read_bytes()))), ARRAYS["large"])
+    assert_same(deserialize(NpyBinarizer, Given(kind((tmp_path / "a.npy").read_bytes()))), ARRAYS["large"])
     given = kind(npz_path.read_bytes())
-    assert_same(NpzBinarizer.deserialize(LoadedFile(given))["large"], ARRAYS["large"])
+    assert_same(deserialize(NpzBinarizer, Given(given))["large"], ARRAYS["large"])
     assert not getattr(given, "closed", False)
 
 
@@ -135,11 +132,11 @@ def test_an_estimate_leaves_a_file_object_where_it_stands(tmp_path: Path) -> Non
     numpy.save(tmp_path / "a.npy", ARRAYS["large"])
     given = io.BytesIO(b"in front" + (tmp_path / "a.npy").read_bytes())
     given.seek(8)
-    loaded = LoadedFile(given)
-    estimate = NpyBinarizer.estimate(loaded, Delivery.BYTES)
+    loaded = Given(given)
+    estimate = estimated(NpyBinarizer, loaded, Delivery.BYTES)
     assert estimate is not None
     assert given.tell() == 8
-    assert_same(NpyBinarizer.deserialize(loaded), ARRAYS["large"])
+    assert_same(deserialize(NpyBinarizer, loaded), ARRAYS["large"])
 
 
 def test_the_old_package_may_call_it(npz_path: Path) -> None:
@@ -153,12 +150,12 @@ def test_the_old_package_may_call_it(npz_path: Path) -> None:
 def test_arrays_stay_in_the_file_and_the_file_stays_as_it_is(npz_path: Path) -> None:
     """A write to a copy-on-write array changes that array alone; read-only ones cannot be written to."""
     before = npz_path.read_bytes()
-    model = load(LoadedFile(path=npz_path, delivery=Delivery.VIEW))
+    model = load(Given(path=npz_path, delivery=Delivery.VIEW))
     model["large"][:] = 7
     assert model["large"].sum() == 1_400_000
     assert npz_path.read_bytes() == before
-    assert_same(load(LoadedFile(path=npz_path, delivery=Delivery.VIEW))["large"], ARRAYS["large"])
-    frozen = load(LoadedFile(path=npz_path, delivery=Delivery.VIEW, mapping=Mapping.READ_ONLY))
+    assert_same(load(Given(path=npz_path, delivery=Delivery.VIEW))["large"], ARRAYS["large"])
+    frozen = load(Given(path=npz_path, delivery=Delivery.VIEW, mapping=MappingMode.READ_ONLY))
     with pytest.raises(ValueError, match="read-only"):
         frozen["large"][0] = 1
 
@@ -177,7 +174,7 @@ def test_the_placement_says_what_was_mapped_and_what_was_copied(tmp_path: Path) 
         with zipfile.ZipFile(path) as archive:
             offset = archive.getinfo("a.npy").header_offset + 30 + len("a.npy") + 128
         for optimize in Optimize:
-            loaded = LoadedFile(path=path, delivery=Delivery.VIEW, optimize=optimize)
+            loaded = Given(path=path, delivery=Delivery.VIEW, optimize=optimize)
             model = load(loaded)
             assert_same(model["a"], ARRAYS["large"])
             assert loaded.placement is not None
@@ -186,7 +183,7 @@ def test_the_placement_says_what_was_mapped_and_what_was_copied(tmp_path: Path) 
             assert loaded.placement.copied_bytes == (3_200_000 if copied else 1_600_000)
             assert any("deflated in the archive" in reason for reason in loaded.placement.reasons)
             assert any("not aligned" in reason for reason in loaded.placement.reasons) == (offset % 8 != 0)
-            estimate = NpzBinarizer.estimate(LoadedFile(path=path, optimize=optimize), Delivery.VIEW)
+            estimate = estimated(NpzBinarizer, Given(path=path, optimize=optimize), Delivery.VIEW)
             assert estimate is not None
             assert estimate.mapped_bytes == loaded.placement.mapped_bytes
 
@@ -199,9 +196,9 @@ def test_python_objects_are_refused_unless_allowed(tmp_path: Path, name: str, de
     numpy.savez(tmp_path / "stored.npz", a=OBJECTS, b=ARRAYS["large"])
     numpy.savez_compressed(tmp_path / "deflated.npz", a=OBJECTS, b=ARRAYS["large"])
     with pytest.raises(ModelBinarizationError, match=rf"{name}.*objects.*allow_pickle") as failed:
-        load(LoadedFile(path=tmp_path / name, delivery=delivery))
+        load(Given(path=tmp_path / name, delivery=delivery))
     assert not isinstance(failed.value, CorruptModelError)
-    model = load(LoadedFile(path=tmp_path / name, delivery=delivery), allow_pickle=True)
+    model = load(Given(path=tmp_path / name, delivery=delivery), allow_pickle=True)
     found = model if name == "o.npy" else model["a"]
     assert found.dtype == object
     assert [type(each) for each in found] == [int, type(None), str, numpy.ndarray]
@@ -215,13 +212,13 @@ def test_objects_that_cannot_be_loaded(tmp_path: Path) -> None:
     path = tmp_path / "o.npy"
     path.write_bytes(header + b"cno_such_module\nThing\n.")
     with pytest.raises(MissingClassError, match=r"o\.npy.*no_such_module\.Thing"):
-        load(LoadedFile(path=path), allow_pickle=True)
+        load(Given(path=path), allow_pickle=True)
     lengths = (b"\x80\x04\x95" + b"\xff" * 8, b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f", b"\x80\x04Nr\xff\xff\xff\xff.")
     for lie in (b"N.", b"", b"(", *lengths):
         path.write_bytes(header + lie)
         for delivery in DELIVERIES:
             with pytest.raises(CorruptModelError, match=r"o\.npy"):
-                load(LoadedFile(path=path, delivery=delivery), allow_pickle=True)
+                load(Given(path=path, delivery=delivery), allow_pickle=True)
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
@@ -237,7 +234,7 @@ def test_truncation_anywhere_is_a_typed_error(tmp_path: Path, delivery: Delivery
         for cut in range(len(whole)):
             path.write_bytes(whole[:cut])
             with pytest.raises(LoadError, match=path.name):
-                load(LoadedFile(path=path, delivery=delivery))
+                load(Given(path=path, delivery=delivery))
         assert descriptors() <= before
 
 
@@ -248,15 +245,15 @@ def test_two_fields_of_one_name(tmp_path: Path) -> None:
     path.write_bytes(b"\x93NUMPY\1\0v\0" + header + bytes(16))
     for delivery in (Delivery.VIEW, Delivery.STREAM):
         with pytest.raises(CorruptModelError, match=r"m\.npy: expected a dtype"):
-            load(LoadedFile(path=path, delivery=delivery))
+            load(Given(path=path, delivery=delivery))
 
 
 def test_options_are_checked(npz_path: Path) -> None:
     """An option that does not exist, and an encoding that would damage numbers."""
     with pytest.raises(ConfigError, match="allow_pickle, encoding, fix_imports"):
-        load(LoadedFile(path=npz_path), mmap_mode="r")
+        load(Given(path=npz_path), mmap_mode="r")
     with pytest.raises(ConfigError, match="latin1"):
-        load(LoadedFile(path=npz_path), encoding="utf-8")
+        load(Given(path=npz_path), encoding="utf-8")
 
 
 def test_a_member_that_is_no_array(tmp_path: Path) -> None:
@@ -264,12 +261,12 @@ def test_a_member_that_is_no_array(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
         archive.writestr("note.txt", "hello")
     for delivery in DELIVERIES:
-        model = load(LoadedFile(path=tmp_path / "m.npz", delivery=delivery))
+        model = load(Given(path=tmp_path / "m.npz", delivery=delivery))
         assert model["note.txt"] == b"hello"
     with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
         archive.writestr("a.npy", "hello")
     with pytest.raises(CorruptModelError, match=r"a\.npy"):
-        load(LoadedFile(path=tmp_path / "m.npz"))
+        load(Given(path=tmp_path / "m.npz"))
 
 
 def test_damage_in_an_array_that_is_copied_is_found(tmp_path: Path) -> None:
@@ -281,7 +278,7 @@ def test_damage_in_an_array_that_is_copied_is_found(tmp_path: Path) -> None:
     path.write_bytes(content)
     for delivery in (Delivery.PATH, Delivery.STREAM, Delivery.BYTES):
         with pytest.raises(LoadError, match=r"m\.npz"):
-            load(LoadedFile(path=path, delivery=delivery))
+            load(Given(path=path, delivery=delivery))
 
 
 def test_numpy_is_imported_by_prepare_and_not_before() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from given import Given, deserialize, estimated
 
 numpy = pytest.importorskip("numpy", reason="needs the onnx extra")
 onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
@@ -74,26 +75,22 @@ def plain(path: Path, optimize: Optimize = Optimize.MEMORY) -> Any:
 
 def load(given: Any, binarizer: type[InferenceSessionBinarizer] = InferenceSessionBinarizer, **options: Any) -> Any:
     """The session, and `given` released, as the load cycle does it."""
-    try:
-        return binarizer.deserialize(given, **options)
-    finally:
-        if isinstance(given, LoadedFile):
-            given.release()
+    return deserialize(binarizer, given, **options)
 
 
 def handles(path: Path) -> dict[str, LoadedFile]:
     """The model in every form that a storage may hand it over in."""
     content = path.read_bytes()
-    by_delivery = {each.value: LoadedFile(path=path, delivery=each) for each in DELIVERIES}
+    by_delivery = {each.value: Given(path=path, delivery=each) for each in DELIVERIES}
     return {
         **by_delivery,
-        "nothing said": LoadedFile(path=path),
-        "bytes without a path": LoadedFile(content),
-        "bytearray without a path": LoadedFile(bytearray(content)),
-        "memoryview without a path": LoadedFile(memoryview(content)),
-        "memoryview of a view": LoadedFile(memoryview(b"###" + content)[3:], delivery=Delivery.VIEW),
-        "BytesIO": LoadedFile(io.BytesIO(content)),
-        "bytes and a path": LoadedFile(content, path),
+        "nothing said": Given(path=path),
+        "bytes without a path": Given(content),
+        "bytearray without a path": Given(bytearray(content)),
+        "memoryview without a path": Given(memoryview(content)),
+        "memoryview of a view": Given(memoryview(b"###" + content)[3:], delivery=Delivery.VIEW),
+        "BytesIO": Given(io.BytesIO(content)),
+        "bytes and a path": Given(content, path),
     }
 
 
@@ -118,7 +115,7 @@ def test_a_file_object_is_read_from_where_it_stands(tmp_path: Path, nothing_left
     path.write_bytes(b"head" + BUILDERS["initializers"]().SerializeToString())
     with open(path, "rb") as file:
         file.seek(4)
-        session = load(LoadedFile(file))
+        session = load(Given(file))
         assert not file.closed
     assert session.predict(rows())[0].shape == (3, WIDTH)
 
@@ -127,7 +124,7 @@ def test_the_two_predicts(tmp_path: Path) -> None:
     """One leaves out the last of several outputs, the other keeps all; a single output is kept by both."""
     several, single = build(tmp_path / "several.onnx", "two_outputs"), build(tmp_path / "single.onnx")
     for binarizer, counts in ((InferenceSessionBinarizer, (2, 1)), (InferenceSessionFullReturnBinarizer, (3, 1))):
-        found = [len(load(LoadedFile(path=path), binarizer=binarizer).predict(rows())) for path in (several, single)]
+        found = [len(load(Given(path=path), binarizer=binarizer).predict(rows())) for path in (several, single)]
         assert tuple(found) == counts
 
 
@@ -144,7 +141,7 @@ def test_options_reach_onnxruntime(tmp_path: Path) -> None:
     """Providers and options, as an object and as a configuration file can write them."""
     path = build(tmp_path / "m.onnx")
     session = load(
-        LoadedFile(path=path),
+        Given(path=path),
         providers=["CPUExecutionProvider"],
         provider_options=[{}],
         sess_options={
@@ -168,7 +165,7 @@ def test_options_reach_onnxruntime(tmp_path: Path) -> None:
 def test_wrong_options_are_config_errors(tmp_path: Path, options: dict[str, Any]) -> None:
     """An option that onnxruntime does not have is named before anything is opened."""
     with pytest.raises(ConfigError, match="binarization_kwargs"):
-        load(LoadedFile(path=build(tmp_path / "m.onnx")), **options)
+        load(Given(path=build(tmp_path / "m.onnx")), **options)
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
@@ -179,7 +176,7 @@ def test_the_users_own_options_are_as_before(tmp_path: Path, delivery: Delivery)
     options = onnxruntime.SessionOptions()
     severity = options.log_severity_level
     for _ in range(2):
-        session = load(LoadedFile(path=path, delivery=delivery), sess_options=options)
+        session = load(Given(path=path, delivery=delivery), sess_options=options)
         assert numpy.array_equal(session.predict(rows())[0], plain(path).run(None, {"x": rows()})[0])
         del session
     assert options.log_severity_level == severity
@@ -194,7 +191,7 @@ def test_what_the_user_has_set_stays(tmp_path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_prepacking", "0")
     path = build(tmp_path / "m.onnx")
-    session = load(LoadedFile(path=path), sess_options=options)
+    session = load(Given(path=path), sess_options=options)
     assert options.get_session_config_entry("session.disable_prepacking") == "0"
     assert numpy.array_equal(session.predict(rows())[0], onnxruntime.InferenceSession(path).run(None, {"x": rows()})[0])
 
@@ -202,11 +199,11 @@ def test_what_the_user_has_set_stays(tmp_path: Path) -> None:
 def test_providers_can_be_changed_only_where_the_file_is_still_there(tmp_path: Path) -> None:
     """By path onnxruntime's `set_providers` works; in place it is an error that says what to do instead."""
     path = build(tmp_path / "m.onnx")
-    by_path = load(LoadedFile(path=path, delivery=Delivery.PATH))
+    by_path = load(Given(path=path, delivery=Delivery.PATH))
     by_path.set_providers(["CPUExecutionProvider"])
     assert by_path.predict(rows())[0].shape == (3, WIDTH)
     with pytest.raises(ModelBinarizationError, match="providers"):
-        load(LoadedFile(path=path)).set_providers(["CPUExecutionProvider"])
+        load(Given(path=path)).set_providers(["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
@@ -219,7 +216,7 @@ def test_external_data_is_found_beside_the_model(
     (tmp_path / "elsewhere").mkdir()
     for folder, given in ((tmp_path / "elsewhere", path), (tmp_path, Path("m.onnx"))):
         monkeypatch.chdir(folder)
-        session = load(LoadedFile(path=given, delivery=delivery))
+        session = load(Given(path=given, delivery=delivery))
         assert numpy.array_equal(session.predict(rows())[0], expected)
 
 
@@ -229,8 +226,8 @@ def test_external_data_of_content_without_a_path(tmp_path: Path, monkeypatch: py
     content = path.read_bytes()
     monkeypatch.chdir(tmp_path)  # the files being in the current folder by accident does not count
     with pytest.raises(ModelBinarizationError, match="no folder to look in"):
-        load(LoadedFile(content))
-    session = load(LoadedFile(content), sess_options={FOLDER_ENTRY: str(tmp_path)})
+        load(Given(content))
+    session = load(Given(content), sess_options={FOLDER_ENTRY: str(tmp_path)})
     assert numpy.array_equal(session.predict(rows())[0], plain(path).run(None, {"x": rows()})[0])
 
 
@@ -242,10 +239,10 @@ def test_missing_short_and_stray_external_data(tmp_path: Path, delivery: Deliver
     whole = data.read_bytes()
     data.write_bytes(whole[:-1])
     with pytest.raises(CorruptModelError, match=r"m\.onnx\.data"):
-        load(LoadedFile(path=path, delivery=delivery))
+        load(Given(path=path, delivery=delivery))
     data.unlink()
     with pytest.raises(ModelNotFoundError, match=r"m\.onnx\.data"):
-        load(LoadedFile(path=path, delivery=delivery))
+        load(Given(path=path, delivery=delivery))
     (tmp_path.parent / "secret.bin").write_bytes(whole)
     for stray in ("../secret.bin", str(tmp_path.parent / "secret.bin"), "", "a\0b"):
         model = onnx.load(path, load_external_data=False)
@@ -254,7 +251,7 @@ def test_missing_short_and_stray_external_data(tmp_path: Path, delivery: Deliver
                 entry.value = stray if entry.key == "location" else entry.value
         path.write_bytes(model.SerializeToString())
         with pytest.raises(ModelBinarizationError, match="files beside it"):
-            load(LoadedFile(path=path, delivery=delivery))
+            load(Given(path=path, delivery=delivery))
 
 
 def test_offsets_that_are_no_numbers(tmp_path: Path) -> None:
@@ -265,7 +262,7 @@ def test_offsets_that_are_no_numbers(tmp_path: Path) -> None:
         next(entry for entry in model.graph.initializer[0].external_data if entry.key == "offset").value = value
         path.write_bytes(model.SerializeToString())
         with pytest.raises(CorruptModelError):
-            load(LoadedFile(path=path))
+            load(Given(path=path))
 
 
 def _with_opset(version: int) -> bytes:
@@ -293,7 +290,7 @@ def test_what_onnxruntime_does_not_support(
     path = tmp_path / "m.onnx"
     path.write_bytes(content)
     with pytest.raises(ModelBinarizationError, match=said) as failed:
-        load(LoadedFile(path=path, delivery=delivery))
+        load(Given(path=path, delivery=delivery))
     assert not isinstance(failed.value, CorruptModelError)
     assert str(path) in str(failed.value)
     assert "\n" not in str(failed.value)
@@ -307,7 +304,7 @@ def test_truncated_at_any_byte(tmp_path: Path, delivery: Delivery, nothing_left:
     for length in range(len(content)):
         path.write_bytes(content[:length])
         with pytest.raises(CorruptModelError, match=r"m\.onnx"):
-            load(LoadedFile(path=path, delivery=delivery))
+            load(Given(path=path, delivery=delivery))
 
 
 @pytest.mark.parametrize("content", [b"\x08", b"garbage" * 100, bytes(range(256)) * 8, b"\0" * 64])
@@ -315,7 +312,7 @@ def test_garbage(content: bytes) -> None:
     """Content that never was a model is damaged content, as bytes and as a file object."""
     for given in (content, io.BytesIO(content)):
         with pytest.raises(CorruptModelError):
-            load(LoadedFile(given))
+            load(Given(given))
 
 
 def test_a_model_that_the_walk_accepts_and_protobuf_does_not(tmp_path: Path) -> None:
@@ -324,7 +321,7 @@ def test_a_model_that_the_walk_accepts_and_protobuf_does_not(tmp_path: Path) -> 
     model = helper.make_model(helper.make_graph([], "g", [], [], [tensor]), ir_version=8)
     content = model.SerializeToString() + b"\x72\x05\x0a\xff\xff\xff\xff"  # metadata_props whose key has a length that lies
     with pytest.raises(ModelLoadError) as failed:
-        load(LoadedFile(content))
+        load(Given(content))
     assert isinstance(failed.value, CorruptModelError)
 
 
@@ -332,14 +329,14 @@ def test_nothing_is_warned(tmp_path: Path) -> None:
     """Loading and predicting raise no Python warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load(LoadedFile(path=build(tmp_path / "m.onnx"))).predict(rows())
+        load(Given(path=build(tmp_path / "m.onnx"))).predict(rows())
 
 
 def test_estimates_follow_the_headers(tmp_path: Path) -> None:
     """In place the weights cost nothing private; copied they cost themselves, and bytes the file as well."""
     path = build(tmp_path / "m.onnx", layers=2, width=1024)
     payload_bytes = 2 * 1024 * 1024 * 4
-    found = {each: InferenceSessionBinarizer.estimate(LoadedFile(path=path), each) for each in DELIVERIES}
+    found = {each: estimated(InferenceSessionBinarizer, Given(path=path), each) for each in DELIVERIES}
     view, stream, by_path, as_bytes = (found[each] for each in DELIVERIES)
     assert view is not None
     assert stream is not None
@@ -360,9 +357,9 @@ def test_estimating_leaves_a_file_object_where_it_stands(tmp_path: Path) -> None
     content = build(tmp_path / "m.onnx").read_bytes()
     file = io.BytesIO(b"head" + content)
     file.seek(4)
-    assert InferenceSessionBinarizer.estimate(LoadedFile(file), Delivery.BYTES) is not None
+    assert estimated(InferenceSessionBinarizer, Given(file), Delivery.BYTES) is not None
     assert file.tell() == 4
-    assert InferenceSessionBinarizer.estimate(LoadedFile(content[:100]), Delivery.BYTES) is None
+    assert estimated(InferenceSessionBinarizer, Given(content[:100]), Delivery.BYTES) is None
 
 
 def test_models_in_onnxruntimes_own_format(tmp_path: Path) -> None:
@@ -378,5 +375,5 @@ def test_models_in_onnxruntimes_own_format(tmp_path: Path) -> None:
         pack(path, tmp_path / "packed.ort")
     expected = plain(tmp_path / "m.onnx", Optimize.SPEED).run(None, {"x": rows()})[0]
     for delivery in DELIVERIES:
-        found = load(LoadedFile(path=path, delivery=delivery)).predict(rows())[0]
+        found = load(Given(path=path, delivery=delivery)).predict(rows())[0]
         assert numpy.allclose(found, expected, rtol=1e-5, atol=1e-6), delivery

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from given import Given, deserialize
 
 numpy = pytest.importorskip("numpy", reason="needs the onnx extra")
 onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
@@ -23,11 +24,11 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
 
 from onnx import numpy_helper  # noqa: E402  # after what decides whether to be here
 
-from mlup_stream.constants import Delivery, LoadedFile, Optimize  # noqa: E402
+from mlup_stream.constants import Delivery, Optimize  # noqa: E402
 from mlup_stream.errors import ModelBinarizationError  # noqa: E402
 from mlup_stream.formats.onnx.layout import walk  # noqa: E402
+from mlup_stream.ml.binarization import onnx as binarizers  # noqa: E402
 from mlup_stream.ml.binarization.onnx import InferenceSessionFullReturnBinarizer  # noqa: E402
-from mlup_stream.ml.binarization.onnx_runtime import opener as onnx_opener  # noqa: E402
 from mlup_stream.ml.binarization.onnx_runtime.policy import policy_for  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what is mapped is read from /proc")
@@ -46,7 +47,7 @@ class Case(NamedTuple):
 @pytest.fixture(autouse=True)
 def as_they_are(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No payload is too small to stay in the file, and onnxruntime keeps what it cannot do to itself."""
-    monkeypatch.setattr(onnx_opener, "_MIN_PAYLOAD_BYTES", 0)
+    monkeypatch.setattr(binarizers, "_MIN_PAYLOAD_BYTES", 0)
     onnxruntime.set_default_logger_severity(4)
     yield
     onnxruntime.set_default_logger_severity(2)
@@ -114,9 +115,9 @@ class Outcome:
 
     def run(self, case: Case, path: Path) -> None:
         path.write_bytes(case.content)
-        loaded = LoadedFile(path=path, delivery=Delivery.VIEW)
+        loaded = Given(path=path, delivery=Delivery.VIEW)
         try:
-            session = InferenceSessionFullReturnBinarizer.deserialize(loaded, sess_options=ONE_THREAD)
+            session = deserialize(InferenceSessionFullReturnBinarizer, loaded, sess_options=ONE_THREAD)
         except ModelBinarizationError as error:
             self.cannot[case.name] = str(error)
             with pytest.raises(type(error.__cause__)):  # type: ignore[arg-type]

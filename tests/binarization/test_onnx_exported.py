@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from child import run_child
+from given import Given, deserialize
 
 numpy = pytest.importorskip("numpy", reason="needs the onnx extra")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
 if importlib.util.find_spec("torch") is None:
     pytest.skip("needs the torch extra", allow_module_level=True)
 
-from mlup_stream.constants import LoadedFile, Optimize  # noqa: E402  # after what decides whether to be here
+from mlup_stream.constants import Optimize  # noqa: E402  # after what decides whether to be here
 from mlup_stream.formats.onnx.layout import walk  # noqa: E402
 from mlup_stream.ml.binarization.onnx import InferenceSessionBinarizer  # noqa: E402
 from mlup_stream.ml.binarization.onnx_runtime.policy import policy_for  # noqa: E402
@@ -88,8 +89,8 @@ def test_exported_networks_stay_in_their_files(folder: Path, network: str, expor
     """At least 95% of the payload is mapped, and the answers are those of onnxruntime (bit for bit) and torch (to 1e-4)."""
     path = folder / f"{network}.{exporter}.onnx"
     x, y = numpy.load(folder / f"{network}.inputs.npy"), numpy.load(folder / f"{network}.outputs.npy")
-    loaded = LoadedFile(path=path)
-    session = InferenceSessionBinarizer.deserialize(loaded)
+    loaded = Given(path=path)
+    session = deserialize(InferenceSessionBinarizer, loaded)
     placement = loaded.placement
     loaded.release()
     assert placement is not None
@@ -104,9 +105,8 @@ def test_exported_networks_for_speed(folder: Path, network: str) -> None:
     """`optimize="speed"` answers as onnxruntime's defaults do, bit for bit."""
     path = folder / f"{network}.torchscript.onnx"
     x = numpy.load(folder / f"{network}.inputs.npy")
-    loaded = LoadedFile(path=path, optimize=Optimize.SPEED)
-    session = InferenceSessionBinarizer.deserialize(loaded)
-    loaded.release()
+    loaded = Given(path=path, optimize=Optimize.SPEED)
+    session = deserialize(InferenceSessionBinarizer, loaded)
     assert session.predict(x)[0].tobytes() == onnxruntime.InferenceSession(path).run(None, _feed(session, x))[0].tobytes()
 
 

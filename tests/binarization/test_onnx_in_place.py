@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from given import Given, deserialize
 
 numpy = pytest.importorskip("numpy", reason="needs the onnx extra")
 onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
@@ -20,8 +21,11 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402  # after what decides whether to be here
 from onnx_models import BUILDERS, WIDTH, build, rows, write_external  # noqa: E402
 
-from mlup_stream.constants import Delivery, LoadedFile, Optimize  # noqa: E402
+from mlup_stream.constants import Delivery, Optimize  # noqa: E402
+from mlup_stream.delivery.artifact import artifact_of  # noqa: E402
+from mlup_stream.delivery.loaded_file import LoadedFile  # noqa: E402
 from mlup_stream.delivery.placement import Placement  # noqa: E402
+from mlup_stream.delivery.terms import Terms  # noqa: E402
 from mlup_stream.errors import ModelBinarizationError, ModelFileChanged, ModelLoadError  # noqa: E402
 from mlup_stream.formats.onnx.layout import walk  # noqa: E402
 from mlup_stream.ml.binarization.onnx import InferenceSessionFullReturnBinarizer  # noqa: E402
@@ -45,9 +49,9 @@ def quiet() -> Any:
 
 def load(path: Path, delivery: Delivery = Delivery.VIEW, optimize: Optimize = Optimize.MEMORY) -> tuple[Any, Placement]:
     """The session, and where its payload went."""
-    loaded = LoadedFile(path=path, delivery=delivery, optimize=optimize)
+    loaded = Given(path=path, delivery=delivery, optimize=optimize)
     try:
-        session = InferenceSessionFullReturnBinarizer.deserialize(loaded)
+        session = deserialize(InferenceSessionFullReturnBinarizer, loaded)
         assert loaded.placement is not None
         return session, loaded.placement
     finally:
@@ -437,26 +441,29 @@ def test_more_tensors_than_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert numpy.array_equal(session.run(None, {"x": rows()})[0], expected(tmp_path / "m.onnx"))
 
 
+def snapshot(path: Path) -> Any:
+    """The artifact of a private copy of the model."""
+    return artifact_of(LoadedFile(path=path)).snapshot()
+
+
 def test_a_snapshot_of_a_model_with_other_files(tmp_path: Path) -> None:
-    """Only the model's own file is copied by a snapshot, which is said instead of looking for the others in /proc."""
-    loaded = LoadedFile(path=write_external(tmp_path / "m.onnx"))
-    loaded.take_snapshot()
-    try:
-        if loaded.path is not None and not loaded.path.startswith("/proc/"):
-            pytest.skip("snapshots have a name of their own here")
-        with pytest.raises(ModelBinarizationError, match="snapshot=False"):
-            InferenceSessionFullReturnBinarizer.deserialize(loaded)
-    finally:
-        loaded.release()
+    """The other files are copied too: what is written to them afterwards changes nothing, and all weights are mapped."""
+    path = write_external(tmp_path / "m.onnx")
+    artifact = snapshot(path)
+    built = InferenceSessionFullReturnBinarizer.build(artifact, Terms(Delivery.VIEW))
+    assert built.placement is not None
+    assert built.placement.mapped_bytes == 3 * MATRIX_BYTES
+    artifact.release()
+    (tmp_path / "m.onnx.data").write_bytes(b"\xff" * (tmp_path / "m.onnx.data").stat().st_size)
+    assert numpy.array_equal(built.model.run(None, {"x": rows()})[0], expected(build(tmp_path / "other.onnx")))
 
 
 def test_a_snapshot_is_loaded_in_place(tmp_path: Path) -> None:
     """A file without a name is mapped like any other."""
     path = build(tmp_path / "m.onnx")
-    loaded = LoadedFile(path=path)
-    loaded.take_snapshot()
-    session = InferenceSessionFullReturnBinarizer.deserialize(loaded)
-    assert loaded.placement is not None
-    assert loaded.placement.mapped_bytes == 3 * MATRIX_BYTES
-    loaded.release()
-    assert numpy.array_equal(session.run(None, {"x": rows()})[0], expected(path))
+    artifact = snapshot(path)
+    built = InferenceSessionFullReturnBinarizer.build(artifact, Terms(Delivery.VIEW))
+    assert built.placement is not None
+    assert built.placement.mapped_bytes == 3 * MATRIX_BYTES
+    artifact.release()
+    assert numpy.array_equal(built.model.run(None, {"x": rows()})[0], expected(path))

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 from child import run_child
+from given import Given, deserialize, estimated
 
-from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.kinds import Delivery, MappingMode, Optimize
 from mlup_stream.errors import ConfigError, CorruptModelError, MissingClassError, MLupError, ModelBinarizationError
 from mlup_stream.ml.binarization.pickle import PickleBinarizer
 from mlup_stream.ml.binarization.pickles.collector import collector_paused
@@ -38,11 +38,8 @@ class Failing:
 
 
 def load(path: Path, delivery: Delivery | None = None, **options: Any) -> Any:
-    loaded = LoadedFile(path=path, delivery=delivery)
-    try:
-        return PickleBinarizer.deserialize(loaded, **options)
-    finally:
-        loaded.release()
+    loaded = Given(path=path, delivery=delivery)
+    return deserialize(PickleBinarizer, loaded, **options)
 
 
 def written(path: Path, data: bytes) -> Path:
@@ -91,7 +88,7 @@ CONTENT: dict[str, Callable[[bytes], Any]] = {
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_content_without_a_path_loads(kind: str, protocol: int) -> None:
     """A custom storage may have bytes, any buffer, or a binary file, and no path."""
-    assert PickleBinarizer.deserialize(LoadedFile(CONTENT[kind](pickle.dumps(MODEL, protocol)))) == MODEL
+    assert deserialize(PickleBinarizer, Given(CONTENT[kind](pickle.dumps(MODEL, protocol)))) == MODEL
 
 
 def test_a_file_is_read_from_where_it_stands_and_stays_open(path: Path) -> None:
@@ -99,17 +96,17 @@ def test_a_file_is_read_from_where_it_stands_and_stays_open(path: Path) -> None:
     written(path, b"before" + pickle.dumps(MODEL) + pickle.dumps("next"))
     with path.open("rb") as file:
         file.seek(6)
-        assert PickleBinarizer.deserialize(LoadedFile(file)) == MODEL
+        assert deserialize(PickleBinarizer, Given(file)) == MODEL
         assert not file.closed
 
 
 @pytest.mark.parametrize("kind", CONTENT)
 def test_an_estimate_does_not_use_the_content_up(kind: str) -> None:
     """What was looked at can still be loaded; what can be read once only is not looked at."""
-    loaded = LoadedFile(CONTENT[kind](pickle.dumps(MODEL)))
-    estimate = PickleBinarizer.estimate(loaded, Delivery.BYTES)
+    loaded = Given(CONTENT[kind](pickle.dumps(MODEL)))
+    estimate = estimated(PickleBinarizer, loaded, Delivery.BYTES)
     assert (estimate is None) == (kind == "unseekable")
-    assert PickleBinarizer.deserialize(loaded) == MODEL
+    assert deserialize(PickleBinarizer, loaded) == MODEL
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
@@ -117,18 +114,17 @@ def test_estimates_say_how_sure_they_are(path: Path, delivery: Delivery) -> None
     """Exact for payload, a guess for objects, nothing for what is no pickle; bytes has the raw data on top."""
     numpy = pytest.importorskip("numpy", reason="arrays are numpy's")
     array = numpy.arange(1e6)
-    loaded = LoadedFile(path=written(path, pickle.dumps(array, 4)))
-    estimate = PickleBinarizer.estimate(loaded, delivery)
+    loaded = Given(path=written(path, pickle.dumps(array, 4)))
+    estimate = estimated(PickleBinarizer, loaded, delivery)
     assert estimate is not None
     assert estimate.certainty.value == "exact"
     expected = {Delivery.VIEW: 0, Delivery.BYTES: 2 * array.nbytes}.get(delivery, array.nbytes)
     assert abs(estimate.peak_anon_bytes - expected) < 10_000
-    loaded = LoadedFile(path=written(path, pickle.dumps([{"a": index} for index in range(100_000)])))
-    estimate = PickleBinarizer.estimate(loaded, delivery)
+    loaded = Given(path=written(path, pickle.dumps([{"a": index} for index in range(100_000)])))
+    estimate = estimated(PickleBinarizer, loaded, delivery)
     assert estimate is not None
     assert estimate.certainty.value == "unknown"
-    assert PickleBinarizer.estimate(LoadedFile(path=written(path, b"no pickle")), delivery) is None
-    assert PickleBinarizer.estimate(LoadedFile(path=path.with_name("absent")), delivery) is None
+    assert estimated(PickleBinarizer, Given(path=written(path, b"no pickle")), delivery) is None
 
 
 def test_what_the_old_package_hands_over_loads(path: Path) -> None:
@@ -208,10 +204,10 @@ def test_a_truncated_pickle_is_corrupt(path: Path, protocol: int, delivery: Deli
 def test_opcodes_that_make_no_sense_are_corrupt(data: bytes) -> None:
     """What the unpickler raises because the opcodes do not fit together is a damage of the file."""
     if data == b"(t.extra":
-        assert PickleBinarizer.deserialize(LoadedFile(data)) == ()
+        assert deserialize(PickleBinarizer, Given(data)) == ()
         return
     with pytest.raises(MLupError) as failed:
-        PickleBinarizer.from_buffer(data, LoadedFile(b"x")) if not data else PickleBinarizer.deserialize(LoadedFile(data))
+        deserialize(PickleBinarizer, Given(io.BytesIO(data)))
     assert isinstance(failed.value, CorruptModelError)
 
 
@@ -323,8 +319,8 @@ def test_what_the_file_is_made_of_decides(path: Path, optimize: Optimize, in_pla
     numpy = pytest.importorskip("numpy", reason="arrays are numpy's")
     arrays = [numpy.arange(100_000.0) + index for index in range(4)]
     data = pickle.dumps([arrays, "x" * 6000], 4)
-    loaded = LoadedFile(path=written(path, data), delivery=Delivery.VIEW, optimize=optimize)
-    found = PickleBinarizer.deserialize(loaded)[0]
+    loaded = Given(path=written(path, data), delivery=Delivery.VIEW, optimize=optimize)
+    found = deserialize(PickleBinarizer, loaded)[0]
     loaded.release()
     assert all((a == b).all() for a, b in zip(found, arrays, strict=True))
     assert loaded.placement is not None
@@ -336,9 +332,9 @@ def test_mapping_says_whether_arrays_are_writable(path: Path) -> None:
     """As the configuration has it; without a word of it they are, as arrays out of a pickle always were."""
     numpy = pytest.importorskip("numpy", reason="arrays are numpy's")
     written(path, pickle.dumps(numpy.arange(1e6), 4))
-    for mapping, writable in ((Mapping.AUTO, True), (Mapping.READ_ONLY, False), (Mapping.COPY_ON_WRITE, True)):
-        loaded = LoadedFile(path=path, delivery=Delivery.VIEW, mapping=mapping)
-        array = PickleBinarizer.deserialize(loaded)
+    for mapping, writable in ((MappingMode.AUTO, True), (MappingMode.READ_ONLY, False), (MappingMode.COPY_ON_WRITE, True)):
+        loaded = Given(path=path, delivery=Delivery.VIEW, mapping=mapping)
+        array = deserialize(PickleBinarizer, loaded)
         loaded.release()
         assert array.flags.writeable is writable
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from mlup_stream.delivery.kinds import Mapping
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.kinds import MappingMode
+from mlup_stream.delivery.terms import Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError
 from mlup_stream.formats.pickles.frames import scan
@@ -62,7 +62,7 @@ def placer_of(file: Any) -> Placer | None:
     if type(file) is not io.BytesIO:
         return None
     view = View(data=file.getvalue())
-    return Placer(LoadedFile(b"", mapping=Mapping.READ_ONLY), view, file)
+    return Placer(Terms(mapping=MappingMode.READ_ONLY), view, file)
 
 
 class _Loads:

@@ -21,8 +21,8 @@ from sklearn import cluster, decomposition, ensemble, feature_extraction, gaussi
 from sklearn import mixture, naive_bayes, neighbors, neural_network, pipeline, preprocessing, svm, tree, calibration, isotonic
 from sklearn import discriminant_analysis, kernel_approximation, random_projection, cross_decomposition, covariance, compose
 from sklearn.base import is_regressor
-from mlup_stream.delivery.kinds import Mapping
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.kinds import MappingMode
+from mlup_stream.delivery.terms import Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.formats.pickles.frames import scan
 from mlup_stream.ml.binarization.pickles.placing import Placer
@@ -77,7 +77,7 @@ def loaded(data, mapping):
         file.write(data)
     view = View(path)
     with view.open() as file:
-        placer = Placer(LoadedFile(path=path, mapping=mapping), view, file, allowance_bytes=0)
+        placer = Placer(Terms(mapping=mapping), view, file, allowance_bytes=0)
         model = InPlaceUnpickler(file, placer, fetched=scan(path).fetched, late_bytes=1).load()
     view.release()
     return model, placer.placement().mapped_bytes
@@ -89,7 +89,8 @@ for model in MODELS:
     expected = said(model)
     assert expected, name
     # The length of the text in front moves every payload to another offset.
-    for round, (protocol, mapping) in enumerate([(4, Mapping.READ_ONLY), (5, Mapping.COPY_ON_WRITE), (3, Mapping.READ_ONLY)]):
+    ways = [(4, MappingMode.READ_ONLY), (5, MappingMode.COPY_ON_WRITE), (3, MappingMode.READ_ONLY)]
+    for round, (protocol, mapping) in enumerate(ways):
         try:
             (_, found), mapped = loaded(pickle.dumps(("x" * (len(name) % 8 + round), model), protocol), mapping)
             mapped_bytes += mapped

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from mlup_stream.delivery.kinds import Mapping, Optimize
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.kinds import MappingMode, Optimize
 from mlup_stream.delivery.placement import Placement
+from mlup_stream.delivery.terms import Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.formats.pickles.frames import scan
 from mlup_stream.ml.binarization.pickles.checked_input import FindsClasses
@@ -42,7 +42,7 @@ def load(
     path: Path,
     data: bytes,
     *,
-    mapping: Mapping = Mapping.AUTO,
+    mapping: MappingMode = MappingMode.AUTO,
     optimize: Optimize = Optimize.MEMORY,
     late_bytes: int = 1,
     keep_all: bool = False,
@@ -55,10 +55,9 @@ def load(
         path.unlink(missing_ok=True)  # an earlier model may live in it: a file that is mapped is replaced, not written to
         path.write_bytes(data)
     view = View(path)
-    loaded = LoadedFile(path=path, mapping=mapping, optimize=optimize)
     try:
         with view.open() as file:
-            placer = Placer(loaded, view, file, allowance_bytes=allowance_bytes)
+            placer = Placer(Terms(mapping=mapping, optimize=optimize), view, file, allowance_bytes=allowance_bytes)
             fetched = None if keep_all else scan(path).fetched
             reader = unpickler(file, placer, fetched=fetched, late_bytes=late_bytes, **options)
             value = reader.load()
@@ -226,31 +225,36 @@ def test_mapped_arrays_are_writable_and_the_file_never_changes(path: Path, proto
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 def test_read_only_mapping_gives_read_only_arrays(path: Path, protocol: int) -> None:
     """`mapping="read-only"` refuses writes instead of making private pages."""
-    array = load(path, pickle.dumps(np.arange(float(N)), protocol), mapping=Mapping.READ_ONLY).value
+    array = load(path, pickle.dumps(np.arange(float(N)), protocol), mapping=MappingMode.READ_ONLY).value
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 1
 
 
-def test_a_map_under_a_data_limit_is_read_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RLIMIT_DATA counts a private writable map whole, so `auto` does without, and `copy-on-write` does as it is told."""
+def test_arrays_are_writable_under_a_data_limit_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a model's arrays can be written to depends on `mapping` alone, not on a limit: only `read-only` ones cannot."""
     resource = pytest.importorskip("resource", reason="limits of a Unix")
     monkeypatch.setattr(resource, "getrlimit", lambda which: (2**30, 2**30))
     data = pickle.dumps(np.arange(float(N)), 4)
-    assert not load(path, data).value.flags.writeable
-    assert load(path, data, mapping=Mapping.COPY_ON_WRITE).value.flags.writeable
+    assert load(path, data).value.flags.writeable
+    assert load(path, data, mapping=MappingMode.COPY_ON_WRITE).value.flags.writeable
+    assert not load(path, data, mapping=MappingMode.READ_ONLY).value.flags.writeable
 
 
-def test_a_map_that_may_not_be_written_to_is_read_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system refuses a private writable map, `auto` reads on from a shared one; `copy-on-write` is the error it is."""
+@pytest.mark.parametrize("mapping", [MappingMode.AUTO, MappingMode.COPY_ON_WRITE])
+def test_where_no_writable_map_is_to_be_had_arrays_are_copied(
+    path: Path, mapping: MappingMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system refuses a private writable map (RLIMIT_DATA, strict overcommit), arrays are writable copies."""
 
     def refused(view: View) -> memoryview:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    data = pickle.dumps(np.arange(float(N)), 4)
+    data = pickle.dumps([np.arange(float(N)), np.arange(float(N))], 4)
     monkeypatch.setattr(View, "writable", property(refused))
-    assert not load(path, data).value.flags.writeable
-    with pytest.raises(OSError, match="Cannot allocate"):
-        load(path, data, mapping=Mapping.COPY_ON_WRITE)
+    loaded = load(path, data, mapping=mapping)
+    assert all(each.flags.writeable for each in loaded.value)
+    assert (loaded.value[1] == np.arange(float(N))).all()
+    assert (loaded.placement.mapped_bytes, loaded.placement.copied_bytes) == (0, 2 * 8 * N)
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])

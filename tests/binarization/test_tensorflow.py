@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 from child import run_child
+from given import Given, deserialize, estimated
 from measured import SLACK_BYTES, measure_load
 
 import mlup_stream as mlup
 from mlup_stream.delivery.kinds import Delivery
-from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import (
     ConfigError,
     CorruptModelError,
@@ -116,9 +116,8 @@ def test_every_delivery_predicts_what_the_saved_model_did(
     saved: Saved, numpy: Any, name: str, delivery: Delivery, nothing_left: None
 ) -> None:
     """Bit for bit, and a layer that was used twice is still one layer."""
-    loaded = LoadedFile(path=saved[name], delivery=delivery)
-    model = TensorFlowBinarizer.deserialize(loaded)
-    loaded.release()
+    loaded = Given(path=saved[name], delivery=delivery)
+    model = deserialize(TensorFlowBinarizer, loaded)
     assert numpy.array_equal(model(saved.rows), saved.answers["model"])
     assert [layer.name for layer in model.layers].count("shared") == 1
     assert not model.compiled
@@ -135,7 +134,7 @@ def test_predict_works_without_compiling(saved: Saved, numpy: Any) -> None:
 @pytest.mark.parametrize("name", ["model.keras", "model.h5"])
 def test_content_needs_no_path(saved: Saved, numpy: Any, name: str, kind: Any, nothing_left: None) -> None:
     """Bytes, a view of them or a file object, without a copy on disk."""
-    model = TensorFlowBinarizer.deserialize(LoadedFile(kind(saved[name].read_bytes())))
+    model = deserialize(TensorFlowBinarizer, Given(kind(saved[name].read_bytes())))
     assert numpy.array_equal(model(saved.rows), saved.answers["model"])
 
 
@@ -143,7 +142,7 @@ def test_a_file_may_have_any_name(saved: Saved, numpy: Any, tmp_path: Path) -> N
     """Content decides, where Keras itself goes by the suffix."""
     for name in ("model.keras", "model.h5"):
         path = shutil.copy(saved[name], tmp_path / "model.bin")
-        model = TensorFlowBinarizer.deserialize(LoadedFile(path=path))
+        model = deserialize(TensorFlowBinarizer, Given(path=path))
         assert numpy.array_equal(model(saved.rows), saved.answers["model"])
 
 
@@ -153,7 +152,7 @@ def test_another_keras_loads_through_its_own_function(
 ) -> None:
     """Where the parts of Keras are not as expected, its `load_model` gets a private file with the suffix that it wants."""
     monkeypatch.setattr("mlup_stream.ml.binarization.tensorflow.parts", lambda: None)
-    model = TensorFlowBinarizer.deserialize(LoadedFile(saved[name].read_bytes()))
+    model = deserialize(TensorFlowBinarizer, Given(saved[name].read_bytes()))
     assert numpy.array_equal(model(saved.rows), saved.answers["model"])
 
 
@@ -178,7 +177,7 @@ def test_the_old_package_may_call_it(saved: Saved) -> None:
 @pytest.mark.parametrize("name", ["model.keras", "model.h5"])
 def test_compile_restores_the_optimizer(saved: Saved, name: str) -> None:
     """`compile=True` gives what Keras gives: loss and optimizer with its state."""
-    model = TensorFlowBinarizer.deserialize(LoadedFile(path=saved[name]), compile=True)
+    model = deserialize(TensorFlowBinarizer, Given(path=saved[name]), compile=True)
     assert model.compiled
     assert int(model.optimizer.iterations) == 1
 
@@ -191,7 +190,7 @@ def test_assets_are_restored(keras: Any, numpy: Any, tmp_path: Path, nothing_lef
     model.save(tmp_path / "model.keras")
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
         assert any(name.startswith("assets/") for name in archive.namelist())
-    loaded = TensorFlowBinarizer.deserialize(LoadedFile(path=tmp_path / "model.keras"))
+    loaded = deserialize(TensorFlowBinarizer, Given(path=tmp_path / "model.keras"))
     assert loaded.layers[-1].get_vocabulary() == lookup.get_vocabulary()
 
 
@@ -208,11 +207,11 @@ def test_a_layer_that_is_not_registered_is_named(keras: Any, numpy: Any, tmp_pat
         warnings.simplefilter("ignore")
         keras.Sequential([keras.Input((3,)), Doubled()]).save(path)
     with pytest.raises(MissingClassError, match=r"the \w+ 'Doubled'.*custom_objects") as failed:
-        TensorFlowBinarizer.deserialize(LoadedFile(path=path))
+        deserialize(TensorFlowBinarizer, Given(path=path))
     assert failed.value.qualname == "Doubled"
     assert str(path) in str(failed.value)
     assert "\n" not in str(failed.value)
-    model = TensorFlowBinarizer.deserialize(LoadedFile(path=path), custom_objects={"Doubled": Doubled})
+    model = deserialize(TensorFlowBinarizer, Given(path=path), custom_objects={"Doubled": Doubled})
     assert model(numpy.ones((1, 3), "f4")).numpy().tolist() == [[2, 2, 2]]
 
 
@@ -221,15 +220,15 @@ def test_a_python_function_is_refused_unless_trusted(keras: Any, numpy: Any, tmp
     path = tmp_path / "model.keras"
     keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda values: values + 1)]).save(path)
     with pytest.raises(ModelBinarizationError, match='"safe_mode": False'):
-        TensorFlowBinarizer.deserialize(LoadedFile(path=path))
-    model = TensorFlowBinarizer.deserialize(LoadedFile(path=path), safe_mode=False)
+        deserialize(TensorFlowBinarizer, Given(path=path))
+    model = deserialize(TensorFlowBinarizer, Given(path=path), safe_mode=False)
     assert model(numpy.ones((1, 3), "f4")).numpy().tolist() == [[2, 2, 2]]
 
 
 def test_an_option_that_does_not_exist_is_an_error(saved: Saved) -> None:
     """The message lists those that do."""
     with pytest.raises(ConfigError, match="compile, custom_objects, safe_mode"):
-        TensorFlowBinarizer.deserialize(LoadedFile(path=saved["model.keras"]), optimizer="adam")
+        deserialize(TensorFlowBinarizer, Given(path=saved["model.keras"]), optimizer="adam")
 
 
 @pytest.mark.parametrize("delivery", [Delivery.PATH, Delivery.BYTES])
@@ -242,12 +241,12 @@ def test_truncation_is_a_typed_error(
     path = tmp_path / name
     for cut in [*range(40), *range(40, len(whole), len(whole) // 40), len(whole) - 1]:
         path.write_bytes(whole[:cut])
-        loaded = LoadedFile(path=path, delivery=delivery)
+        loaded = Given(path=path, delivery=delivery)
         with pytest.raises(LoadError, match=re.escape(str(path))) as failed:
-            TensorFlowBinarizer.deserialize(loaded)
+            deserialize(TensorFlowBinarizer, loaded)
         assert "\n" not in str(failed.value)
         loaded.release()
-        assert TensorFlowBinarizer.estimate(LoadedFile(path=path), Delivery.PATH) is None
+        assert estimated(TensorFlowBinarizer, Given(path=path), Delivery.PATH) is None
 
 
 def _rewritten(source: Path, target: Path, **members: bytes | None) -> Path:
@@ -276,7 +275,7 @@ def test_a_damaged_zip_is_a_typed_error(saved: Saved, tmp_path: Path, what: str,
     """Members that are missing or not what they should be."""
     path = _rewritten(saved["model.keras"], tmp_path / "model.keras", **DAMAGED[what])
     with pytest.raises(CorruptModelError, match=re.escape(str(path))):
-        TensorFlowBinarizer.deserialize(LoadedFile(path=path))
+        deserialize(TensorFlowBinarizer, Given(path=path))
 
 
 def test_weights_of_another_model_are_an_error(keras: Any, saved: Saved, tmp_path: Path) -> None:
@@ -290,25 +289,25 @@ def test_weights_of_another_model_are_an_error(keras: Any, saved: Saved, tmp_pat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras warns of what it then raises
         with pytest.raises(CorruptModelError, match=re.escape(str(path))):
-            TensorFlowBinarizer.deserialize(LoadedFile(path=path))
+            deserialize(TensorFlowBinarizer, Given(path=path))
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5"])
 def test_a_watch_can_end_the_load(saved: Saved, name: str) -> None:
     """What the window's callback raises comes through h5py as it is."""
-    loaded = LoadedFile(path=saved[name])
+    loaded = Given(path=saved[name])
 
     def too_much(position: int) -> None:
         raise MemoryBudgetExceeded("too much")
 
     loaded.on_window = too_much
     with pytest.raises(MemoryBudgetExceeded, match="too much"):
-        TensorFlowBinarizer.deserialize(loaded)
+        deserialize(TensorFlowBinarizer, loaded)
 
 
 def test_a_saved_model_is_what_tensorflow_gives(saved: Saved, numpy: Any) -> None:
     """Its signatures and functions answer like the model that was exported."""
-    model = TensorFlowSavedBinarizer.deserialize(LoadedFile(path=saved["saved"]), tags=["serve"])
+    model = deserialize(TensorFlowSavedBinarizer, Given(path=saved["saved"]), tags=["serve"])
     assert numpy.allclose(model.serve(saved.rows), saved.answers["model"], rtol=1e-6)
     assert "serving_default" in model.signatures
 
@@ -330,18 +329,18 @@ def test_a_folder_with_something_missing(folder: Path, removed: str, said: str) 
     """Each part that is missing is named, before TensorFlow looks for it."""
     (folder / removed).unlink()
     with pytest.raises(CorruptModelError, match=said) as failed:
-        TensorFlowSavedBinarizer.deserialize(LoadedFile(path=folder))
+        deserialize(TensorFlowSavedBinarizer, Given(path=folder))
     assert str(folder) in str(failed.value)
 
 
 def test_a_saved_model_is_a_folder(saved: Saved) -> None:
     """A file is not, and content cannot be."""
     with pytest.raises(NotAModelFileError, match="folder"):
-        TensorFlowSavedBinarizer.deserialize(LoadedFile(path=saved["saved"] / "saved_model.pb"))
+        deserialize(TensorFlowSavedBinarizer, Given(path=saved["saved"] / "saved_model.pb"))
     with pytest.raises(ModelBinarizationError, match="give the folder's path"):
-        TensorFlowSavedBinarizer.deserialize(LoadedFile(b"content"))
+        deserialize(TensorFlowSavedBinarizer, Given(b"content"))
     with pytest.raises(ModelBinarizationError):
-        TensorFlowSavedBinarizer.deserialize(LoadedFile(path=saved["saved"]), tags=["no such"])
+        deserialize(TensorFlowSavedBinarizer, Given(path=saved["saved"]), tags=["no such"])
 
 
 def test_a_damaged_folder_never_ends_the_process(folder: Path, tmp_path: Path) -> None:

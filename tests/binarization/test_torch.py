@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 from child import run_child
+from given import Given, deserialize, estimated
 from measured import SLACK_BYTES, measure_load
 
-from mlup_stream.delivery.kinds import Delivery, Mapping
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.kinds import Delivery, MappingMode
 from mlup_stream.errors import (
     ConfigError,
     CorruptModelError,
@@ -58,12 +58,9 @@ def models(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def load(loaded: LoadedFile, binarizer: type[Any] = TorchBinarizer, **options: Any) -> Any:
+def load(loaded: Given, binarizer: type[Any] = TorchBinarizer, **options: Any) -> Any:
     """The model, after everything that the handle holds was given back."""
-    try:
-        return binarizer.deserialize(loaded, **options)
-    finally:
-        loaded.release()
+    return deserialize(binarizer, loaded, **options)
 
 
 def tensors_of(model: Any) -> list[Any]:
@@ -84,7 +81,7 @@ def assert_same(torch: Any, model: Any, path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_delivery_gives_what_torch_gives(torch: Any, models: Path, name: str, delivery: Delivery) -> None:
     """The same objects and tensors, of a state_dict and of a module, of the zip and of the format before it."""
-    model = load(LoadedFile(path=models / name, delivery=delivery))
+    model = load(Given(path=models / name, delivery=delivery))
     assert_same(torch, model, models / name)
     if isinstance(model, dict):
         assert model["shared"][0] is model["shared"][1]
@@ -97,14 +94,14 @@ def test_every_delivery_gives_what_torch_gives(torch: Any, models: Path, name: s
 @pytest.mark.parametrize("name", NAMES)
 def test_every_kind_of_content_is_taken(torch: Any, models: Path, name: str, kind: type, delivery: Delivery | None) -> None:
     """Content without a path gives the same model, also through a view of it."""
-    assert_same(torch, load(LoadedFile(kind((models / name).read_bytes()), delivery=delivery)), models / name)
+    assert_same(torch, load(Given(kind((models / name).read_bytes()), delivery=delivery)), models / name)
 
 
 @pytest.mark.parametrize("kind", [None, bytes, bytearray, memoryview, io.BytesIO])
 def test_torchscript(torch: Any, models: Path, kind: type | None) -> None:
     """A script answers as the module that it was made of, in evaluation mode, whatever its content came in."""
     path = models / "script.pt"
-    loaded = LoadedFile(path=path) if kind is None else LoadedFile(kind(path.read_bytes()))
+    loaded = Given(path=path) if kind is None else Given(kind(path.read_bytes()))
     model = load(loaded, TorchJITBinarizer)
     assert not model.training
     sample = torch.ones(2, 30)
@@ -123,7 +120,7 @@ def test_the_old_package_may_call_them(torch: Any, models: Path) -> None:
 def test_what_lies_in_the_file_may_be_written_to(torch: Any, models: Path) -> None:
     """Mapped tensors are copy-on-write: a training step works, and the file does not change."""
     before = (models / "module.pt").read_bytes()
-    model = load(LoadedFile(path=models / "module.pt", delivery=Delivery.VIEW))
+    model = load(Given(path=models / "module.pt", delivery=Delivery.VIEW))
     model(torch.ones(1, 30)).sum().backward()
     with torch.no_grad():
         model[0].weight -= model[0].weight.grad + 1
@@ -134,12 +131,12 @@ def test_what_lies_in_the_file_may_be_written_to(torch: Any, models: Path) -> No
 def test_read_only_tensors_are_refused(models: Path) -> None:
     """torch has none: asking for them is an error, not a crash at the first write."""
     with pytest.raises(ConfigError, match="mapping='read-only'"):
-        load(LoadedFile(path=models / "state_dict.pt", delivery=Delivery.VIEW, mapping=Mapping.READ_ONLY))
+        load(Given(path=models / "state_dict.pt", delivery=Delivery.VIEW, mapping=MappingMode.READ_ONLY))
 
 
 def test_the_placement_says_what_stayed_in_the_file(torch: Any, models: Path, tmp_path: Path) -> None:
     """All of a zip's tensors stay; of older and of compressed files none, and it says why. A deflated file loads right."""
-    loaded = LoadedFile(path=models / "module.pt", delivery=Delivery.VIEW)
+    loaded = Given(path=models / "module.pt", delivery=Delivery.VIEW)
     load(loaded)
     assert loaded.placement is not None
     assert (loaded.placement.mapped_bytes, loaded.placement.copied_bytes) == (4 * (30 * 20 + 20 + 20 * 3 + 3), 0)
@@ -147,7 +144,7 @@ def test_the_placement_says_what_stayed_in_the_file(torch: Any, models: Path, tm
         for name in source.namelist():
             target.writestr(name, source.read(name))
     for path, why in ((models / "legacy_module.pt", "before 1.6"), (tmp_path / "m.pt", "compressed")):
-        loaded = LoadedFile(path=path, delivery=Delivery.VIEW)
+        loaded = Given(path=path, delivery=Delivery.VIEW)
         assert_same(torch, load(loaded), path)
         assert loaded.placement is not None
         assert loaded.placement.mapped_bytes == 0
@@ -165,8 +162,8 @@ def test_without_the_private_function_torch_maps_by_itself(
     monkeypatch.undo()
     monkeypatch.setattr("mlup_stream.ml.binarization.torch.can_map", lambda torch: False)
     path = models / "state_dict.pt"
-    assert_same(torch, load(LoadedFile(path=path, delivery=Delivery.VIEW)), path)
-    assert_same(torch, load(LoadedFile(path.read_bytes(), delivery=Delivery.VIEW)), path)
+    assert_same(torch, load(Given(path=path, delivery=Delivery.VIEW)), path)
+    assert_same(torch, load(Given(path.read_bytes(), delivery=Delivery.VIEW)), path)
 
 
 @pytest.mark.parametrize("delivery", list(TorchBinarizer.deliveries))
@@ -180,22 +177,22 @@ def test_a_class_that_cannot_be_imported_is_named(
         patch.setitem(sys.modules, "module_that_is_gone", elsewhere)
         torch.save(elsewhere.Network(2, 2), tmp_path / "model.pt")
     with pytest.raises(MissingClassError, match=r"module_that_is_gone\.Network") as caught:
-        load(LoadedFile(path=tmp_path / "model.pt", delivery=delivery))
+        load(Given(path=tmp_path / "model.pt", delivery=delivery))
     assert (caught.value.module, caught.value.qualname) == ("module_that_is_gone", "Network")
     with pytest.raises(ModelBinarizationError, match="more than weights"):
-        load(LoadedFile(path=tmp_path / "model.pt", delivery=delivery), weights_only=True)
+        load(Given(path=tmp_path / "model.pt", delivery=delivery), weights_only=True)
 
 
 @pytest.mark.parametrize("delivery", list(TorchBinarizer.deliveries))
 def test_options_reach_torch(torch: Any, models: Path, delivery: Delivery) -> None:
     """`weights_only` and `map_location` are torch's own; another option is an error."""
     options = {"weights_only": True, "map_location": "cpu"}
-    model = load(LoadedFile(path=models / "state_dict.pt", delivery=delivery), **options)
+    model = load(Given(path=models / "state_dict.pt", delivery=delivery), **options)
     assert_same(torch, model, models / "state_dict.pt")
-    meta = load(LoadedFile(path=models / "state_dict.pt", delivery=delivery), map_location="meta")
+    meta = load(Given(path=models / "state_dict.pt", delivery=delivery), map_location="meta")
     assert meta["half"].is_meta
     with pytest.raises(ConfigError, match="map_location, weights_only"):
-        load(LoadedFile(path=models / "state_dict.pt", delivery=delivery), strict=True)
+        load(Given(path=models / "state_dict.pt", delivery=delivery), strict=True)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "script.pt"])
@@ -209,7 +206,7 @@ def test_truncation_is_a_typed_error(models: Path, name: str, tmp_path: Path) ->
         path.write_bytes(whole[:cut])
         for delivery in binarizer.deliveries:
             with pytest.raises(CorruptModelError):
-                load(LoadedFile(path=path, delivery=delivery), binarizer)
+                load(Given(path=path, delivery=delivery), binarizer)
     if before:
         assert os.listdir("/proc/self/fd") == before
 
@@ -224,7 +221,7 @@ def test_a_storage_that_lies_about_its_length_is_a_typed_error(torch: Any, tmp_p
             target.writestr(name, data.replace(b"Kd", b"J\x00\xca\x9a\x3b") if name.endswith("data.pkl") else data)
     for delivery in TorchBinarizer.deliveries:
         with pytest.raises(LoadError):
-            load(LoadedFile(path=tmp_path / "liar.pt", delivery=delivery))
+            load(Given(path=tmp_path / "liar.pt", delivery=delivery))
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +317,6 @@ def test_a_mapped_model_is_not_charged_to_the_commit_limit(big_files: Path) -> N
                 mine = line.rstrip().endswith(path)
             elif mine and line.startswith("VmFlags:"):
                 found.append(line.split()[1:])
-        loaded.release()
         answer(found)
         """,
         path=str(path),
@@ -334,10 +330,10 @@ def test_a_mapped_model_is_not_charged_to_the_commit_limit(big_files: Path) -> N
 def test_content_is_estimated_as_its_file_is(models: Path, name: str, binarizer: Any) -> None:
     """Bytes that somebody handed over are read into as much memory as the file, and no copy of them is made before."""
     path = models / name
-    by_path = binarizer.estimate(LoadedFile(path=path), Delivery.PATH)
+    by_path = estimated(binarizer, Given(path=path), Delivery.PATH)
     for content in (path.read_bytes(), io.BytesIO(path.read_bytes())):
         for delivery in (Delivery.BYTES, Delivery.VIEW):
-            assert binarizer.estimate(LoadedFile(content), delivery) == by_path
-    assert binarizer.estimate(LoadedFile(path=path), Delivery.BYTES).peak_anon_bytes == (
+            assert estimated(binarizer, Given(content), delivery) == by_path
+    assert estimated(binarizer, Given(path=path), Delivery.BYTES).peak_anon_bytes == (
         by_path.peak_anon_bytes + path.stat().st_size
     )

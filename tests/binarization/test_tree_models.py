@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from given import Given, deserialize
 
 import mlup_stream as mlup
-from mlup_stream.constants import LoadedFile
 from mlup_stream.errors import ConfigError, CorruptModelError, ModelLoadError
 from mlup_stream.ml.binarization.lightgbm import LightGBMBinarizer
 from mlup_stream.ml.binarization.xgboost import XGBoostBinarizer
@@ -72,7 +72,7 @@ def test_content_without_a_path(files: dict[str, Path], name: str) -> None:
     if name != "model.ubj":
         given.append(content.decode())
     for data in given:
-        assert numpy.array_equal(_answer(BINARIZERS[name].deserialize(LoadedFile(data))), _expected(files[name]))
+        assert numpy.array_equal(_answer(deserialize(BINARIZERS[name], Given(data))), _expected(files[name]))
 
 
 @pytest.mark.parametrize("name", sorted(BINARIZERS))

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from child import run_child
+from given import Given, deserialize
 
 from mlup_stream.delivery.kinds import Optimize
-from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import CorruptModelError
 from mlup_stream.formats.trees import xgboost_json
 from mlup_stream.formats.trees import xgboost_ubjson as xgboost_values
@@ -62,8 +62,8 @@ def test_every_kind_of_model_predicts_the_same(boosters: dict[str, Any], kind: s
     path = tmp_path / f"model.{encoding}"
     boosters[kind].save_model(path)
     expected = answer(boosters[kind], kind)
-    for given in (LoadedFile(path=path), LoadedFile(path.read_bytes()), LoadedFile(path=path, optimize=Optimize.SPEED)):
-        assert numpy.array_equal(answer(XGBoostBinarizer.deserialize(given), kind), expected)
+    for given in (Given(path=path), Given(path.read_bytes()), Given(path=path, optimize=Optimize.SPEED)):
+        assert numpy.array_equal(answer(deserialize(XGBoostBinarizer, given), kind), expected)
 
 
 def tree_of(booster: Any, change: Any) -> bytes:
@@ -110,7 +110,7 @@ def test_lies_are_typed_errors(boosters: dict[str, Any], lie: str) -> None:
     with pytest.raises(CorruptModelError, match=r"model\.json"):
         check(io.BytesIO(data), "model.json", is_json=True)
     with pytest.raises(CorruptModelError):
-        XGBoostBinarizer.deserialize(LoadedFile(data))
+        deserialize(XGBoostBinarizer, Given(data))
 
 
 def test_lies_about_categories_are_typed_errors(boosters: dict[str, Any]) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import mlup_stream as mlup
+from mlup_stream.delivery.pinned import PinnedFile
 from mlup_stream.delivery.snapshot import snapshot_of
-from mlup_stream.errors import ConfigError, ModelFileChanged, ModelNotFoundError
+from mlup_stream.errors import ModelFileChanged
 
 numpy = pytest.importorskip("numpy", reason="the extra `numpy` is not installed")
 
@@ -55,24 +56,18 @@ def test_without_a_snapshot_the_map_shows_what_is_written() -> None:
         assert float(model.sum()) == 0.0
 
 
-def test_a_folder_and_a_missing_file_are_told(tmp_path: Path) -> None:
-    """A snapshot is of one file."""
-    with pytest.raises(ConfigError, match="folder"), snapshot_of(str(tmp_path)):
-        pass
-    with pytest.raises(ModelNotFoundError), snapshot_of(str(tmp_path / "gone")):
-        pass
-
-
 def test_a_file_that_changes_while_it_is_copied_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of half the old and half the new content is not handed out."""
     import mlup_stream.delivery.snapshot as module
 
-    def changing(source: int, path: str, stack: object) -> None:
-        os.utime(path, ns=(1, 1))
+    def changing(file: PinnedFile) -> None:
+        os.utime(file.path, ns=(1, 1))
 
     monkeypatch.setattr(module, "_shared_blocks", changing)
-    with pytest.raises(ModelFileChanged), snapshot_of(str(path)):
+    file = PinnedFile(path)
+    with pytest.raises(ModelFileChanged), snapshot_of(file):
         pass
+    file.close()
 
 
 @pytest.mark.skipif(shutil.which("mkfs.xfs") is None or os.geteuid() != 0, reason="makes an XFS file system: root and mkfs.xfs")
@@ -88,10 +83,12 @@ def test_on_a_file_system_that_can_the_copy_takes_no_space(tmp_path: Path) -> No
         (mount / "m.bin").write_bytes(os.urandom(32 << 20))
         os.sync()
         before = os.statvfs(mount).f_bfree
-        with snapshot_of(str(mount / "m.bin")) as copy:
-            assert Path(copy).read_bytes() == (mount / "m.bin").read_bytes()
+        file = PinnedFile(mount / "m.bin")
+        with snapshot_of(file) as copy, copy.open() as content:
+            assert content.read() == (mount / "m.bin").read_bytes()
             os.sync()
             taken_bytes = (before - os.statvfs(mount).f_bfree) * os.statvfs(mount).f_frsize
         assert taken_bytes < 1 << 20
     finally:
+        file.close()
         subprocess.run(["umount", str(mount)], check=True)

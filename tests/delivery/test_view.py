@@ -89,7 +89,7 @@ def test_a_truncated_file_is_an_exception_and_not_a_signal(tmp_path: Path) -> No
         view.buffer
         os.truncate(path, 4096)
         try:
-            view.touch_ahead()
+            view.prefault()
         except ModelFileChanged as error:
             answer(str(error))
     """
@@ -107,7 +107,7 @@ def test_touching_ahead_makes_file_pages_and_no_private_ones(tmp_path: Path) -> 
         view = View(path)
         buffer = view.writable if writable else view.buffer
         before = snapshot()
-        view.touch_ahead()
+        view.prefault()
         touched = snapshot()
         view.drop(0, view.size_bytes, writable=writable)
         dropped = snapshot()

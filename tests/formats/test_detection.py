@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 from child import run_child
+from given import detected
 from sample_models import FORMAT_OF, write_models
 
+from mlup_stream.delivery.artifact import artifact_of
 from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import (
@@ -61,7 +63,7 @@ def each_model(models: Path) -> list[tuple[Path, Format]]:
 
 def test_every_format_is_recognised_at_its_path(models: Path) -> None:
     """The file that each library wrote is recognised as that library's format, and says by what."""
-    assert {path.name: detect(LoadedFile(path=path)) for path, _ in each_model(models)} == {
+    assert {path.name: detected(LoadedFile(path=path)) for path, _ in each_model(models)} == {
         path.name: format for path, format in each_model(models)
     }
     for path, _ in each_model(models):
@@ -75,15 +77,15 @@ def test_every_format_is_recognised_in_its_content(models: Path, kind: type) -> 
     """Content that came without a path is recognised as the file is, whatever holds it."""
     for path, format in each_model(models):
         if path.is_file():
-            assert detect(LoadedFile(kind(path.read_bytes()))) is format, path.name
+            assert detected(LoadedFile(kind(path.read_bytes()))) is format, path.name
 
 
 def test_text_content_is_recognised(models: Path) -> None:
     """Formats that are text may come as `str`, as they did in the old package."""
     for path, format in each_model(models):
         if format in (Format.LIGHTGBM,) or path.suffix == ".json":
-            assert detect(LoadedFile(path.read_text())) is format
-            assert detect(LoadedFile(io.StringIO(path.read_text()))) is format
+            assert detected(LoadedFile(path.read_text())) is format
+            assert detected(LoadedFile(io.StringIO(path.read_text()))) is format
 
 
 def test_a_file_object_is_looked_at_from_where_it_stands_and_left_there(models: Path) -> None:
@@ -113,8 +115,9 @@ def test_a_stream_that_cannot_be_rewound_keeps_its_content() -> None:
     """Asking a binarizer whether it knows a pipe takes nothing from the pipe; detecting puts what it read in its place."""
     loaded = LoadedFile(Pipe(pickle.dumps([1, 2])))
     assert PickleBinarizer.is_this_type(loaded) == 0.0
-    assert detect(loaded) is Format.PICKLE
-    assert pickle.loads(loaded.content()) == [1, 2]
+    artifact = artifact_of(loaded)
+    assert detect(artifact) is Format.PICKLE
+    assert pickle.loads(artifact.content()) == [1, 2]
 
 
 def test_the_name_does_not_matter(models: Path, tmp_path: Path) -> None:
@@ -125,7 +128,7 @@ def test_the_name_does_not_matter(models: Path, tmp_path: Path) -> None:
             for suffix in suffixes:
                 link = tmp_path / f"{path.name}{suffix}"
                 link.symlink_to(path)
-                assert detect(LoadedFile(path=link)) is format, link.name
+                assert detected(LoadedFile(path=link)) is format, link.name
 
 
 def test_delivery_bytes_is_recognised_without_reading_the_file(tmp_path: Path) -> None:
@@ -133,7 +136,7 @@ def test_delivery_bytes_is_recognised_without_reading_the_file(tmp_path: Path) -
     path = tmp_path / "model.pckl"
     path.write_bytes(pickle.dumps(b"x" * 1000))
     loaded = LoadedFile(path=path, delivery=Delivery.BYTES)
-    assert detect(loaded) is Format.PICKLE
+    assert detected(loaded) is Format.PICKLE
     assert not loaded.has_content
 
 
@@ -191,7 +194,7 @@ def test_text_that_resembles_a_format_is_not_recognised(text: str) -> None:
 )
 def test_pickles_without_a_mark_are_recognised(protocol: int, value: object) -> None:
     """Protocols 0 and 1 have no opcode that says so: they are recognised by walking."""
-    assert detect(LoadedFile(pickle.dumps(value, protocol))) is Format.PICKLE
+    assert detected(LoadedFile(pickle.dumps(value, protocol))) is Format.PICKLE
 
 
 def test_a_joblib_file_is_recognised_behind_a_large_structure(tmp_path: Path) -> None:
@@ -202,8 +205,8 @@ def test_a_joblib_file_is_recognised_behind_a_large_structure(tmp_path: Path) ->
     joblib.dump([vocabulary, numpy.arange(9.0)], tmp_path / "model", protocol=4)
     joblib.dump([vocabulary, "no array"], tmp_path / "other", protocol=4)
     assert (tmp_path / "model").stat().st_size > 2_000_000
-    assert detect(LoadedFile(path=tmp_path / "model")) is Format.JOBLIB
-    assert detect(LoadedFile(path=tmp_path / "other")) is Format.PICKLE
+    assert detected(LoadedFile(path=tmp_path / "model")) is Format.JOBLIB
+    assert detected(LoadedFile(path=tmp_path / "other")) is Format.PICKLE
     with Peek(tmp_path / "model") as peek:
         recognition.detect(peek, ROWS)
         assert peek.looked_bytes <= LOOKED_AT_MOST_BYTES
@@ -212,16 +215,16 @@ def test_a_joblib_file_is_recognised_behind_a_large_structure(tmp_path: Path) ->
 def test_where_the_frames_do_not_lead_the_name_breaks_the_tie(tmp_path: Path) -> None:
     """Protocol 2 has no frames: when its beginning shows no array, a name that says joblib decides, else it is a pickle."""
     data = pickle.dumps({f"word number {index}": index for index in range(10_000)}, 2)
-    assert detect(LoadedFile(data)) is Format.PICKLE
+    assert detected(LoadedFile(data)) is Format.PICKLE
     (tmp_path / "model.joblib").write_bytes(data)
-    assert detect(LoadedFile(path=tmp_path / "model.joblib")) is Format.JOBLIB
+    assert detected(LoadedFile(path=tmp_path / "model.joblib")) is Format.JOBLIB
 
 
 def test_a_pickle_that_speaks_of_joblib_is_a_pickle() -> None:
     """The names of joblib's wrapper as plain strings do not make a joblib file."""
     for protocol in range(6):
         data = pickle.dumps(["joblib.numpy_pickle and", "NumpyArrayWrapper", "joblib.numpy_pickle"], protocol)
-        assert detect(LoadedFile(data)) is Format.PICKLE
+        assert detected(LoadedFile(data)) is Format.PICKLE
 
 
 def test_every_old_joblib_file_is_recognised() -> None:
@@ -231,7 +234,7 @@ def test_every_old_joblib_file_is_recognised() -> None:
     paths = [path for path in folder.glob("joblib_*") if ".npy" not in path.name] if folder.is_dir() else []
     if not paths:
         pytest.skip("this build of joblib ships no test data")
-    assert {path.name: detect(LoadedFile(path=path)) for path in paths} == {path.name: Format.JOBLIB for path in paths}
+    assert {path.name: detected(LoadedFile(path=path)) for path in paths} == {path.name: Format.JOBLIB for path in paths}
 
 
 def test_torch_from_before_0_1_10_is_recognised(tmp_path: Path) -> None:
@@ -263,24 +266,24 @@ def test_zips_are_told_apart_by_their_members() -> None:
     assert formats_of(LoadedFile(zip_of("a.npy", "b.txt"))) == ()
     assert formats_of(LoadedFile(zip_of())) == ()
     with pytest.raises(FormatNotRecognizedError, match=r"it has a\.txt"):
-        detect(LoadedFile(zip_of("a.txt")))
+        detected(LoadedFile(zip_of("a.txt")))
 
 
 def test_a_truncated_zip_says_so() -> None:
     """Without its directory a zip cannot be told from another: the error says that it is damaged, not that it is unknown."""
     with pytest.raises(CorruptModelError, match="truncated"):
-        detect(LoadedFile(zip_of("a.npy")[:-30]))
+        detected(LoadedFile(zip_of("a.npy")[:-30]))
 
 
 def test_a_file_that_two_formats_claim_is_ambiguous_unless_its_name_decides(tmp_path: Path) -> None:
     """The candidates are listed; the name breaks a tie among them, and nothing else."""
     both = b'{"learner":{"objective":1},"weight_map":{"a":"b.safetensors"}}'
     with pytest.raises(AmbiguousFormatError) as caught:
-        detect(LoadedFile(both))
+        detected(LoadedFile(both))
     assert set(caught.value.candidates) == {"xgboost", "safetensors"}
     (tmp_path / "model.pckl").write_bytes(both)
     with pytest.raises(AmbiguousFormatError):
-        detect(LoadedFile(path=tmp_path / "model.pckl"))
+        detected(LoadedFile(path=tmp_path / "model.pckl"))
     (tmp_path / "model.safetensors.index.json").write_bytes(both)
     assert formats_of(LoadedFile(path=tmp_path / "model.safetensors.index.json")) != ()
 
@@ -298,7 +301,7 @@ def test_a_file_that_two_formats_claim_is_ambiguous_unless_its_name_decides(tmp_
 def test_what_is_not_recognised_is_described(data: bytes, says: str) -> None:
     """The message has the first bytes, in hexadecimal and as text, what it may be, and which formats are known."""
     with pytest.raises(FormatNotRecognizedError) as caught:
-        detect(LoadedFile(data))
+        detected(LoadedFile(data))
     message = str(caught.value)
     assert says in message
     assert data[:16].hex(" ") in message
@@ -310,22 +313,22 @@ def test_what_is_not_recognised_is_described(data: bytes, says: str) -> None:
 def test_weights_without_their_model_say_so(models: Path) -> None:
     """An HDF5 file of weights alone is not a model that can be built, and the message says what to save."""
     with pytest.raises(FormatNotRecognizedError, match="save the whole Keras model"):
-        detect(LoadedFile(path=models / "only.weights.h5"))
+        detected(LoadedFile(path=models / "only.weights.h5"))
 
 
 def test_what_cannot_be_a_model_has_its_own_error(tmp_path: Path) -> None:
     """Nothing there, nothing in it, a folder that is no model: each says which it is."""
     (tmp_path / "empty.pckl").touch()
     with pytest.raises(NotAModelFileError, match="0 bytes"):
-        detect(LoadedFile(path=tmp_path / "empty.pckl"))
+        detected(LoadedFile(path=tmp_path / "empty.pckl"))
     with pytest.raises(FormatNotRecognizedError, match=r"empty\.pckl"):
-        detect(LoadedFile(path=tmp_path))
+        detected(LoadedFile(path=tmp_path))
     with pytest.raises(ModelNotFoundError):
-        detect(LoadedFile(path=tmp_path / "missing"))
+        detected(LoadedFile(path=tmp_path / "missing"))
     with pytest.raises(NotAModelFileError):
-        detect(LoadedFile(object()))
+        detected(LoadedFile(object()))
     with pytest.raises(LoadError):
-        detect(LoadedFile())
+        detected(LoadedFile())
     assert formats_of(LoadedFile(path=tmp_path / "missing")) == ()
 
 
@@ -398,10 +401,13 @@ def test_nothing_is_imported_to_recognise(models: Path) -> None:
     imported = run_child(
         """
         import sys
+        from mlup_stream.delivery.artifact import artifact_of
         from mlup_stream.delivery.loaded_file import LoadedFile
         from mlup_stream.ml.binarization.detection import detect
         for path in paths:
-            detect(LoadedFile(path=path))
+            artifact = artifact_of(LoadedFile(path=path))
+            detect(artifact)
+            artifact.release()
         answer(sorted({name.partition(".")[0] for name in sys.modules}))
         """,
         paths=[os.fspath(path) for path, _ in each_model(models)],
@@ -414,8 +420,8 @@ def test_nothing_stays_open(models: Path) -> None:
     """Recognising, or failing to, leaves no descriptor open."""
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     for path, _ in each_model(models):
-        detect(LoadedFile(path=path))
+        detected(LoadedFile(path=path))
     with pytest.raises(FormatNotRecognizedError):
-        detect(LoadedFile(path=__file__))
+        detected(LoadedFile(path=__file__))
     if before:
         assert len(os.listdir("/proc/self/fd")) == before

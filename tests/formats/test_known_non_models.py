@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 from child import run_child
+from given import detected
 
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import FormatNotRecognizedError, ModelNotFoundError
 from mlup_stream.formats.arrays.safetensors import read_index
 from mlup_stream.formats.kinds import Format
-from mlup_stream.ml.binarization.detection import detect, formats_of
+from mlup_stream.ml.binarization.detection import formats_of
 from mlup_stream.ml.storage.local_disk import DiskStorage
 
 
@@ -22,7 +23,7 @@ def said_of(data: bytes | str, tmp_path: Path, name: str = "model") -> str:
     path = tmp_path / name
     path.write_bytes(data.encode() if isinstance(data, str) else data)
     with pytest.raises(FormatNotRecognizedError) as caught:
-        detect(LoadedFile(path=path))
+        detected(LoadedFile(path=path))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -146,7 +147,7 @@ def test_what_keras_and_tensorflow_write_beside_models_is_told(tmp_path: Path) -
     assert len(found) == 5
     for name, says in {**found, "training": "checkpoint"}.items():
         with pytest.raises(FormatNotRecognizedError, match=says):
-            detect(LoadedFile(path=tmp_path / name))
+            detected(LoadedFile(path=tmp_path / name))
 
 
 @pytest.mark.parametrize("address", ["https://example.org/model.onnx", "s3://bucket/model.pkl", "hf://org/model"])

@@ -38,7 +38,7 @@ def test_a_live_exception_is_named() -> None:
         fail_with(model)
     found = [each for each in holders_of(model) if "fail_with" in each]
     assert len(found) == 1
-    assert found[0].startswith("local variable 'model' of fail_with (test_memory_holders.py:")
+    assert found[0].startswith("local variable 'model' of fail_with (test_holders.py:")
     assert found[0].endswith("kept by the traceback of KeyError")
     assert last_error.value.args == ("not there",)
 

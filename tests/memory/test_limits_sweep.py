@@ -82,9 +82,9 @@ MEASURE_BARE = (
     BARE
     + """
 import mlup_stream.ml.plan, mlup_stream.ml.binarization.detection, mlup_stream.memory.reclaim
-loaded = up.ml._find()
-mlup_stream.ml.plan.choose_binarizer(loaded, conf, mlup.MemoryGovernor())
-loaded.release()
+artifact, _ = up.ml._find()
+mlup_stream.ml.plan.choose_binarizer(artifact, conf, mlup.MemoryGovernor())
+artifact.release()
 mlup_stream.memory.reclaim.give_back()
 group = memory_cgroups()[0] if memory_cgroups() else None
 used = 0

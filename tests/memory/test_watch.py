@@ -146,17 +146,17 @@ def test_one_large_payload_is_watched_window_by_window(tmp_path) -> None:  # typ
     outcome, passed = run_limited(
         """
         import pickle
+        from mlup_stream.delivery.artifact import artifact_of
         from mlup_stream.delivery.loaded_file import LoadedFile
         from mlup_stream.errors import MemoryBudgetExceeded
         from mlup_stream.memory.governor import MemoryGovernor
-        loaded = LoadedFile(path=path)
+        artifact = artifact_of(LoadedFile(path=path))
         with MemoryGovernor(learned=False) as governor:
             try:
-                with governor.watching(governor.plan({"stream": None}, size_bytes=loaded.size_bytes)) as watch:
-                    loaded.on_window = watch.window
-                    with loaded.open() as file:
+                with governor.watching(governor.plan({"stream": None}, size_bytes=artifact.size_bytes)) as watch:
+                    with artifact.open(on_window=watch.window) as file:
                         pickle.load(file)
-                    watch.settle(loaded.release)
+                    watch.settle(artifact.release)
                 answer(["loaded", 0])
             except MemoryBudgetExceeded as error:
                 answer(["given up", error.passed_bytes])

@@ -11,12 +11,14 @@ import abc
 import contextlib
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, ClassVar
 
+from mlup_stream.delivery.artifact import Artifact, artifact_of
 from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
-from mlup_stream.delivery.reader import open_buffer, open_stream
+from mlup_stream.delivery.reader import open_buffer
+from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ConfigError, CorruptModelError, MLupError, ModelBinarizationError, ModelFileChanged
 from mlup_stream.formats.kinds import name_of
@@ -44,9 +46,18 @@ class BaseBinarizer(metaclass=abc.ABCMeta):
         return 0.0
 
     @classmethod
-    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
-        """What building the model by `delivery` will take, from headers alone; None if that cannot be said."""
+    def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
+        """What building the model on these terms will take, from headers alone; None if that cannot be said."""
         return None
+
+    @classmethod
+    def build(cls, artifact: Artifact, terms: Terms) -> Built:
+        """The model on these terms; without an implementation, whatever `deserialize` makes of a `LoadedFile`."""
+        given = artifact.given(read=terms.delivery is Delivery.BYTES)
+        try:
+            return Built(cls.deserialize(given, **terms.options))
+        finally:
+            given.raw_data = b""  # whoever holds the exception holds its frames
 
     @classmethod
     def prepare(cls) -> None:
@@ -57,17 +68,17 @@ class BaseBinarizer(metaclass=abc.ABCMeta):
         """
 
     @classmethod
-    def prepare_for(cls, options: dict[str, Any]) -> None:
+    def prepare_for(cls, options: Mapping[str, Any]) -> None:
         """The same for a load with these `binarization_kwargs`, which may ask for more than the default."""
         cls.prepare()
 
     @classmethod
-    def libraries_for(cls, options: dict[str, Any]) -> tuple[str, ...]:
+    def libraries_for(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
         """What `prepare_for` imports with these `binarization_kwargs`."""
         return cls.libraries
 
     @classmethod
-    def named_modules(cls, loaded_file: LoadedFile) -> tuple[str, ...]:
+    def named_modules(cls, artifact: Artifact) -> tuple[str, ...]:
         """The modules of well-known libraries that the file itself asks for, beside those; a pickle names its classes'."""
         return ()
 
@@ -75,7 +86,7 @@ class BaseBinarizer(metaclass=abc.ABCMeta):
 class FormatBinarizer(BaseBinarizer):
     """A binarizer of one format. Subclasses set `format` and implement `from_file`, `from_path`, or both.
 
-    The hooks get the `LoadedFile` as well, for `mapping` and `optimize`, and the options of `binarization_kwargs` by name.
+    Each hook gets the `Artifact` and the `Terms`, changes neither, and returns the model and where its payload went.
     """
 
     format: ClassVar[str]
@@ -89,7 +100,7 @@ class FormatBinarizer(BaseBinarizer):
     def is_this_type(cls, loaded_file: LoadedFile) -> float:
         from mlup_stream.ml.binarization.detection import formats_of
 
-        return 1.0 if formats_of(LoadedFile.of(loaded_file)) == (cls.format,) else 0.0
+        return 1.0 if formats_of(loaded_file) == (cls.format,) else 0.0
 
     @classmethod
     def deserialize(cls, data: LoadedFile, **options: Any) -> Any:
@@ -105,63 +116,63 @@ class FormatBinarizer(BaseBinarizer):
             ModelBinarizationError: The library could not build the model for another reason; it is chained.
         """
         loaded = LoadedFile.of(data)
-        cls._check_options(options)
-        cls.prepare_for(options)
+        artifact = artifact_of(loaded)
         try:
-            with cls.explained(loaded):
-                return cls._take(loaded, options)
+            return cls.build(artifact, Terms(loaded.delivery, options=options)).model
         finally:
-            if loaded is not data:
-                loaded.release()  # nobody else knows of this handle; a model that lives in the file keeps its map
+            artifact.release()  # nobody else knows of this handle; a model that lives in the file keeps its map
 
     @classmethod
-    def _take(cls, loaded: LoadedFile, options: dict[str, Any]) -> Any:
-        if loaded.has_content and loaded.delivery is not Delivery.VIEW:
+    def build(cls, artifact: Artifact, terms: Terms) -> Built:
+        """The model in the artifact on these terms. Raises as `deserialize`; `ModelFileChanged` where the file has changed."""
+        cls._check_options(terms.options)
+        cls.prepare_for(terms.options)
+        with cls.explained(artifact):
+            built = cls._dispatch(artifact, terms)
+            artifact.check()
+            return built
+
+    @classmethod
+    def _dispatch(cls, artifact: Artifact, terms: Terms) -> Built:
+        delivery = terms.delivery or cls.deliveries[0]
+        if artifact.has_content and terms.delivery is not Delivery.VIEW:
             # Whoever hands over content wants it used, whatever the plan says of paths.
-            if hasattr(loaded.raw_data, "read"):
-                with loaded.open() as file:
-                    return cls.from_file(file, loaded, **options)
-            return cls.from_buffer(loaded.content(), loaded, **options)
-        delivery = loaded.delivery or cls.deliveries[0]
+            delivery = Delivery.STREAM if artifact.is_file_object else Delivery.BYTES
+        if artifact.is_folder or delivery is Delivery.PATH:
+            return cls.from_path(artifact, terms)
         if delivery is Delivery.VIEW:
-            return cls.from_view(loaded.view(), loaded, **options)
+            return cls.from_view(artifact.view(terms.on_window), artifact, terms)
         if delivery is Delivery.BYTES:
-            return cls.from_buffer(loaded.content(), loaded, **options)
-        if delivery is Delivery.STREAM:
-            with loaded.open() as file:
-                return cls.from_file(file, loaded, **options)
-        if loaded.path is None:
-            raise ModelBinarizationError(
-                "nothing to load: the storage gave neither content nor a path", format=name_of(cls.format)
-            )
-        return cls.from_path(loaded.path, loaded, **options)
+            return cls.from_buffer(artifact.content(), artifact, terms)
+        with artifact.open(drop_behind=terms.drops_behind, on_window=terms.on_window) as file:
+            return cls.from_file(file, artifact, terms)
 
     @classmethod
-    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
-        """The model in the file at `path`, as the format's own library opens it."""
-        with open_stream(path, drop_behind=False, on_window=loaded.on_window) as file:
-            return cls.from_file(file, loaded, **options)
+    def from_path(cls, artifact: Artifact, terms: Terms) -> Built:
+        """The model in the file as the format's own library opens it, by a name that `artifact.by_name` gives."""
+        with artifact.open(on_window=terms.on_window) as file:
+            return cls.from_file(file, artifact, terms)
 
     @classmethod
-    def from_file(cls, file: BinaryIO, loaded: LoadedFile, **options: Any) -> Any:
+    def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:
         """The model in a seekable binary file. Without an implementation the file is read whole."""
-        return cls.from_buffer(file.read(), loaded, **options)
+        return cls.from_buffer(file.read(), artifact, terms)
 
     @classmethod
-    def from_view(cls, view: View, loaded: LoadedFile, **options: Any) -> Any:
+    def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
         """The model in a view; a format that cannot leave its payload there reads it through a bounded window."""
         with view.open() as file:
-            return cls.from_file(file, loaded, **options)
+            return cls.from_file(file, artifact, terms)
 
     @classmethod
-    def from_buffer(cls, buffer: bytes | bytearray | memoryview, loaded: LoadedFile, **options: Any) -> Any:
+    def from_buffer(cls, buffer: bytes | bytearray | memoryview, artifact: Artifact, terms: Terms) -> Built:
         """The model in a buffer."""
         with open_buffer(buffer) as file:
-            return cls.from_file(file, loaded, **options)
+            return cls.from_file(file, artifact, terms)
 
     @classmethod
     @contextlib.contextmanager
-    def explained(cls, loaded: LoadedFile) -> Iterator[None]:
+    def explained(cls, artifact: Artifact) -> Iterator[None]:
         """Turns what a library raises into a typed error that names the file. `MemoryError` goes through as it is."""
         try:
             yield
@@ -169,12 +180,12 @@ class FormatBinarizer(BaseBinarizer):
             raise
         except Exception as error:
             try:
-                loaded.check()
+                artifact.check()
             except ModelFileChanged as changed:
                 raise changed from error  # whatever it looked like, this is why
             if isinstance(error, MLupError):
                 raise
-            raise cls.explain(error, loaded) from error
+            raise cls.explain(error, artifact) from error
 
     @classmethod
     def is_corrupt(cls, error: Exception) -> bool:
@@ -182,24 +193,24 @@ class FormatBinarizer(BaseBinarizer):
         return isinstance(error, cls.corrupt)
 
     @classmethod
-    def explain(cls, error: Exception, loaded: LoadedFile) -> MLupError:
+    def explain(cls, error: Exception, artifact: Artifact) -> MLupError:
         """The typed error for what the library raised."""
         said = f"{type(error).__name__}: {_first_line(error)}"
         if cls.is_corrupt(error):
             return CorruptModelError(
-                f"{loaded.name}: expected a whole {name_of(cls.format)} file, found damaged content ({said});"
+                f"{artifact.name}: expected a whole {name_of(cls.format)} file, found damaged content ({said});"
                 " it may be truncated: copy or export it again",
-                path=loaded.path,
+                path=artifact.path,
                 format=name_of(cls.format),
             )
         return ModelBinarizationError(
-            f"{loaded.name}: the {name_of(cls.format)} model could not be built ({said})",
-            path=loaded.path,
+            f"{artifact.name}: the {name_of(cls.format)} model could not be built ({said})",
+            path=artifact.path,
             format=name_of(cls.format),
         )
 
     @classmethod
-    def _check_options(cls, options: dict[str, Any]) -> None:
+    def _check_options(cls, options: Mapping[str, Any]) -> None:
         unknown = sorted(options.keys() - cls.options)
         if unknown:
             allowed = ", ".join(sorted(cls.options)) or "none"

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import array
 import contextlib
-import functools
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-from mlup_stream.delivery.files import FileIdentity, checked_stat
-from mlup_stream.delivery.kinds import Delivery, Optimize
-from mlup_stream.delivery.kinds import Mapping as Policy
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.artifact import Artifact
+from mlup_stream.delivery.kinds import Delivery, MappingMode, Optimize
 from mlup_stream.delivery.placement import Placement
-from mlup_stream.delivery.reader import open_buffer, open_stream
+from mlup_stream.delivery.reader import open_buffer
+from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, LoadError
 from mlup_stream.extras import require
@@ -74,7 +73,7 @@ class GgufModel(Mapping[str, Any]):
 
 
 class GgufBinarizer(FormatBinarizer):
-    """A `GgufModel`. Arrays of a view or of `bytes` are read-only unless `mapping="copy-on-write"`."""
+    """A `GgufModel`. Its arrays are read-only, as the library's, unless `mapping="copy-on-write"`; whatever the delivery."""
 
     format = Format.GGUF
     libraries = ("numpy", "gguf")
@@ -86,71 +85,75 @@ class GgufBinarizer(FormatBinarizer):
         require("gguf", "GGUF models")
 
     @classmethod
-    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+    def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
         try:
-            if loaded_file.has_content or loaded_file.path is None:
-                payload_bytes, objects_bytes, files = *_sizes(loaded_file.look(read_header)), 1
-            else:
-                identity = FileIdentity.of(checked_stat(loaded_file.path))
-                payload_bytes, objects_bytes, files = _sizes_of_model(loaded_file.path, identity)
+            headers = [part.header(read_header) for part in _files(artifact)]
         except (LoadError, OSError):
             return None  # the load will say what is wrong
+        payload_bytes = sum(header.payload_bytes for header in headers)
+        objects_bytes = sum(map(_objects_bytes, headers))
         why = "the header of the GGUF file"
-        if delivery is Delivery.VIEW and not loaded_file.has_content:
+        if terms.delivery is Delivery.VIEW and not artifact.has_content:
             return Estimate.in_place(
                 payload_bytes,
                 certainty=Certainty.EXACT,
                 why=why,
                 private_bytes=objects_bytes,
-                copy_on_write=loaded_file.mapping is Policy.COPY_ON_WRITE,
+                copy_on_write=_is_writable(terms),
             )
         estimate = Estimate.private(payload_bytes + objects_bytes, certainty=Certainty.EXACT, why=why)
         # The arrays lie in the copy that `bytes` reads, unless those of other files come beside them.
-        return estimate.with_raw(loaded_file.size_bytes) if delivery is Delivery.BYTES and files > 1 else estimate
+        several = terms.delivery is Delivery.BYTES and len(headers) > 1
+        return estimate.with_raw(artifact.size_bytes) if several else estimate
 
     @classmethod
-    def from_view(cls, view: View, loaded: LoadedFile, **_: Any) -> GgufModel:
+    def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
         parts = []
         copied_bytes = 0
-        with contextlib.ExitStack() as stack:
-            for path in split_paths(read_header(view, loaded.name), loaded.path, loaded.name):
-                part_view = view
-                if path is not None:
-                    part_view = View(path, on_window=loaded.on_window)
-                    stack.callback(part_view.release)  # the maps live on with the arrays over them
-                part, copied = _in_place(part_view, path or loaded.name, loaded)
-                parts.append(part)
-                copied_bytes += copied
-                part_view.check()
+        for file in _files(artifact):
+            part, copied = _in_place(view if file is artifact else file.view(terms.on_window), file, terms)
+            parts.append(part)
+            copied_bytes += copied
         reasons = ("not aligned to its items",) if copied_bytes else ()
-        loaded.placement = Placement(sum(part.header.payload_bytes for part in parts) - copied_bytes, copied_bytes, reasons)
-        return _joined(parts, loaded.name)
+        mapped_bytes = sum(part.header.payload_bytes for part in parts) - copied_bytes
+        return Built(_joined(parts, artifact.name), Placement(mapped_bytes, copied_bytes, reasons))
 
     @classmethod
-    def from_file(cls, file: BinaryIO, loaded: LoadedFile, **_: Any) -> GgufModel:
+    def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:
         parts = []
-        for path in split_paths(read_header(file, loaded.name), loaded.path, loaded.name):
+        for each in _files(artifact):
             with contextlib.ExitStack() as stack:
-                part_file = file
-                if path is not None:
-                    checked_stat(path)
-                    drop_behind = loaded.delivery is Delivery.STREAM
-                    part_file = stack.enter_context(open_stream(path, drop_behind=drop_behind, on_window=loaded.on_window))
-                header = read_header(part_file, path or loaded.name)
-                parts.append(_Part(header, _read(part_file, header.tensors, _Arrays(header), path or loaded.name)))
-        return _joined(parts, loaded.name)
+                source = file
+                if each is not artifact:
+                    source = stack.enter_context(each.open(drop_behind=terms.drops_behind, on_window=terms.on_window))
+                header = each.header(read_header)
+                arrays = _read(source, header.tensors, _Arrays(header, writable=_is_writable(terms)), each.name)
+                parts.append(_Part(header, arrays))
+        return Built(_joined(parts, artifact.name))
 
     @classmethod
-    def from_buffer(cls, buffer: bytes | bytearray | memoryview, loaded: LoadedFile, **_: Any) -> GgufModel:
-        if isinstance(buffer, bytes) and loaded.mapping is not Policy.COPY_ON_WRITE:
-            header = read_header(buffer, loaded.name)
-            if split_paths(header, loaded.path, loaded.name) == (None,):
-                # Nobody can change `bytes`: the arrays may lie in it, and no second copy is made.
-                arrays = _Arrays(header)
-                over = {tensor.name: arrays.over(memoryview(buffer), tensor) for tensor in header.tensors}
-                return _joined([_Part(header, over)], loaded.name)
+    def from_buffer(cls, buffer: bytes | bytearray | memoryview, artifact: Artifact, terms: Terms) -> Built:
+        writable = _is_writable(terms)
+        # Nobody else has what was read for this load, and nobody can change `bytes`: the arrays may lie there, without a copy.
+        ours = not artifact.has_content
+        if len(_files(artifact)) == 1 and (ours or (isinstance(buffer, bytes) and not writable)):
+            header = artifact.header(read_header)
+            arrays = _Arrays(header, writable=writable)
+            over = memoryview(buffer) if writable else memoryview(buffer).toreadonly()
+            found = {tensor.name: arrays.over(over, tensor) for tensor in header.tensors}
+            return Built(_joined([_Part(header, found)], artifact.name))
         with open_buffer(buffer) as file:
-            return cls.from_file(file, loaded)
+            return cls.from_file(file, artifact, terms)
+
+
+def _is_writable(terms: Terms) -> bool:
+    return terms.mapping is MappingMode.COPY_ON_WRITE
+
+
+def _files(artifact: Artifact) -> list[Artifact]:
+    """The files of the model, of which the artifact is one."""
+    paths = split_paths(artifact.header(read_header), artifact.path, artifact.name)
+    return [artifact if path is None else artifact.beside(os.path.basename(path)) for path in paths]
 
 
 class _Part(NamedTuple):
@@ -160,36 +163,39 @@ class _Part(NamedTuple):
     arrays: dict[str, Any]
 
 
-def _in_place(view: View, name: str, loaded: LoadedFile) -> tuple[_Part, int]:
+def _in_place(view: View, file: Artifact, terms: Terms) -> tuple[_Part, int]:
     """The arrays over a view, and how many bytes had to be copied all the same."""
-    header = read_header(view, name)
-    arrays = _Arrays(header)
-    buffer = view.writable if loaded.mapping is Policy.COPY_ON_WRITE else view.buffer
+    header = file.header(read_header)
+    arrays = _Arrays(header, writable=_is_writable(terms))
+    buffer = view.writable if _is_writable(terms) else view.buffer
     found: dict[str, Any] = {}
     copied = []
     for tensor in header.tensors:
-        if loaded.optimize is Optimize.SPEED and tensor.start % arrays.item_bytes(tensor):
+        if terms.optimize is Optimize.SPEED and tensor.start % arrays.item_bytes(tensor):
             copied.append(tensor)
         else:
             found[tensor.name] = arrays.over(buffer, tensor)
     if copied:
-        with view.open_structure() as file:  # not from the map, a page of which may be gone by now
-            found |= _read(file, copied, arrays, name)
+        with view.open_structure() as source:  # not from the map, a page of which may be gone by now
+            found |= _read(source, copied, arrays, file.name)
     return _Part(header, found), sum(tensor.size_bytes for tensor in copied)
 
 
 class _Arrays:
     """How a tensor's bytes become an array, in the file's byte order."""
 
-    def __init__(self, header: Header) -> None:
+    def __init__(self, header: Header, *, writable: bool) -> None:
         self._numpy = require("numpy", "GGUF models")
+        self._writable = writable
         self._order = ">" if header.big_endian else "<"
 
     def over(self, buffer: memoryview, tensor: Tensor) -> Any:
         """The array over its bytes in the file's buffer, not copied."""
         dtype = self._dtype(tensor)
         if tensor.size_bytes == 0:
-            return self._numpy.empty(self._shape(tensor), dtype)
+            empty = self._numpy.empty(self._shape(tensor), dtype)
+            self.finish(empty)
+            return empty
         count = tensor.size_bytes // dtype.itemsize
         return self._numpy.frombuffer(buffer, dtype, count, tensor.start).reshape(self._shape(tensor))
 
@@ -200,6 +206,10 @@ class _Arrays:
     def target(self, room: Any) -> memoryview:
         """Where the bytes of `room` go."""
         return memoryview(room.reshape(-1).view(self._numpy.uint8))
+
+    def finish(self, array: Any) -> None:
+        """Lets an array be written to or not, once its bytes are there."""
+        array.flags.writeable = self._writable
 
     def item_bytes(self, tensor: Tensor) -> int:
         return int(self._dtype(tensor).itemsize)
@@ -229,6 +239,7 @@ def _read(file: BinaryIO, tensors: Iterable[Tensor], arrays: _Arrays, name: str)
                     format=Format.GGUF.value,
                 )
             done += count
+        arrays.finish(found[tensor.name])
     return found
 
 
@@ -250,17 +261,9 @@ def _joined(parts: list[_Part], name: str) -> GgufModel:
     return GgufModel(metadata, types, {tensor.name: over for tensor, over in tensors})
 
 
-@functools.lru_cache(maxsize=4)
-def _sizes_of_model(path: str, identity: FileIdentity) -> tuple[int, int, int]:
-    """What `_sizes` says of all files of the model, and how many these are; kept, because each delivery asks for it."""
-    header = read_header(path)
-    sizes = [_sizes(header if each is None else read_header(each)) for each in split_paths(header, path, path)]
-    return sum(payload for payload, _ in sizes), sum(objects for _, objects in sizes), len(sizes)
-
-
-def _sizes(header: Header) -> tuple[int, int]:
-    """The bytes of the tensors, and of the objects that the model is made of beside them."""
-    return header.payload_bytes, _ARRAY_BYTES * len(header.tensors) + sum(map(_object_bytes, header.metadata.values()))
+def _objects_bytes(header: Header) -> int:
+    """What the objects take that the model is made of beside its tensors."""
+    return _ARRAY_BYTES * len(header.tensors) + sum(map(_object_bytes, header.metadata.values()))
 
 
 def _object_bytes(value: Any) -> int:

@@ -10,10 +10,12 @@ A compressed file is unpacked through a bounded window and arrays are filled pie
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, BinaryIO, ClassVar
 
-from mlup_stream.delivery.kinds import Delivery
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.artifact import Artifact
+from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ConfigError, CorruptModelError, ModelBinarizationError
 from mlup_stream.extras import require
@@ -53,12 +55,12 @@ class JoblibBinarizer(PickleBinarizer):
         # Not part of what the load costs.
 
     @classmethod
-    def named_modules(cls, loaded_file: LoadedFile) -> tuple[str, ...]:
+    def named_modules(cls, artifact: Artifact) -> tuple[str, ...]:
         # Its files are read without it; a model that has something of joblib's in it imports it itself.
-        return tuple(module for module in super().named_modules(loaded_file) if module.partition(".")[0] != "joblib")
+        return tuple(module for module in super().named_modules(artifact) if module.partition(".")[0] != "joblib")
 
     @classmethod
-    def prepare_for(cls, options: dict[str, Any]) -> None:
+    def prepare_for(cls, options: Mapping[str, Any]) -> None:
         native = options.get("ensure_native_byte_order", "auto")
         if native not in _NATIVE:
             raise ConfigError(
@@ -70,26 +72,26 @@ class JoblibBinarizer(PickleBinarizer):
         cls.prepare()
 
     @classmethod
-    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+    def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
         from mlup_stream.ml.binarization.pickles.joblib_estimate import estimate_of
 
-        return estimate_of(loaded_file, delivery)
+        return estimate_of(artifact, terms)
 
     @classmethod
-    def from_file(cls, file: BinaryIO, loaded: LoadedFile, **options: Any) -> Any:
-        if _is_plain_pickle(file, loaded):
-            return super().from_file(file, loaded)
-        return _load(file, loaded, None, options)
+    def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:
+        if artifact.header(_is_plain_pickle):
+            return super().from_file(file, artifact, replace(terms, options={}))
+        return _load(file, artifact, terms, None)
 
     @classmethod
-    def from_view(cls, view: View, loaded: LoadedFile, **options: Any) -> Any:
+    def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
+        if artifact.header(_is_plain_pickle):
+            return super().from_view(view, artifact, replace(terms, options={}))
         with view.open_structure() as file:
-            if not _is_plain_pickle(file, loaded):
-                return _load(file, loaded, view, options)
-        return super().from_view(view, loaded)
+            return _load(file, artifact, terms, view)
 
 
-def _is_plain_pickle(file: BinaryIO, loaded: LoadedFile) -> bool:
+def _is_plain_pickle(file: BinaryIO, name: str) -> bool:
     """Whether this is a pickle from its first byte to its last, which is what joblib writes of something without arrays."""
 
     def read_at(offset: int, size_bytes: int) -> bytes:
@@ -100,70 +102,68 @@ def _is_plain_pickle(file: BinaryIO, loaded: LoadedFile) -> bool:
         size_bytes = file.seek(0, 2)
         if writer_of(read_at, size_bytes) is not Writer.PICKLE:
             return False
-        structure = walk(file, loaded.name)
+        structure = walk(file, name)
     except CorruptModelError:
         return False
-    finally:
-        file.seek(0)
     return structure.whole and structure.trailing_bytes == 0
 
 
-def _load(file: BinaryIO, loaded: LoadedFile, view: View | None, options: dict[str, Any]) -> Any:
+def _load(file: BinaryIO, artifact: Artifact, terms: Terms, view: View | None) -> Built:
     from mlup_stream.ml.binarization.pickles.joblib_unpickler import ArraysBeside, MustKeepMemo
 
-    native = options.get("ensure_native_byte_order", "auto") is not False
     try:
         if file.read(len(_BEFORE_010)) == _BEFORE_010:
             raise ArraysBeside
         try:
             file.seek(0)
-            return _unpickle(file, loaded, view, native, keeps_memo=False)
+            return _unpickle(file, artifact, terms, view, keeps_memo=False)
         except MustKeepMemo:
             file.seek(0)
-        return _unpickle(file, loaded, view, native, keeps_memo=True)
+        return _unpickle(file, artifact, terms, view, keeps_memo=True)
     except ArraysBeside:
-        return _load_before_010(loaded)
+        return Built(_load_before_010(artifact))
 
 
-def _unpickle(file: BinaryIO, loaded: LoadedFile, view: View | None, native: bool, *, keeps_memo: bool) -> Any:
+def _unpickle(file: BinaryIO, artifact: Artifact, terms: Terms, view: View | None, *, keeps_memo: bool) -> Built:
     from mlup_stream.ml.binarization.pickles.decompression import open_unpacked
     from mlup_stream.ml.binarization.pickles.joblib_unpickler import JoblibUnpickler
     from mlup_stream.ml.binarization.pickles.placing import Placer
 
-    unpacked = open_unpacked(file, loaded.name, loaded.on_window)
-    if unpacked is None and loaded.size_bytes <= _SURVEYED_BYTES:
-        survey(file, loaded.name)
+    native = terms.options.get("ensure_native_byte_order", "auto") is not False
+    unpacked = open_unpacked(file, artifact.name, terms.on_window)
+    if unpacked is None and artifact.size_bytes <= _SURVEYED_BYTES:
+        survey(file, artifact.name)
         file.seek(0)
-    placer = Placer(loaded, view if unpacked is None else None, file)
-    unpickler = JoblibUnpickler(unpacked or file, placer, name=loaded.name, keeps_memo=keeps_memo, native=native)
+    placer = Placer(terms, view if unpacked is None else None, file)
+    unpickler = JoblibUnpickler(unpacked or file, placer, name=artifact.name, keeps_memo=keeps_memo, native=native)
     try:
         with collector_paused():
             model = unpickler.load()
     except MemoryError as error:
         # Either there is too little memory, or a length lies by which the unpickler in C allocates before it reads.
         if unpacked is None:
-            _refuse_lies(file, loaded, error)
+            _refuse_lies(file, artifact, error)
         raise
     if unpacked is not None:
         with unpacked:
             unpacked.finish()
     placer.drop_unused()
-    loaded.placement = placer.placement()
-    return model
+    return Built(model, placer.placement())
 
 
-def _refuse_lies(file: BinaryIO, loaded: LoadedFile, error: MemoryError) -> None:
+def _refuse_lies(file: BinaryIO, artifact: Artifact, error: MemoryError) -> None:
     try:
-        survey(file, loaded.name, max_steps=_LIE_STEPS)
+        survey(file, artifact.name, max_steps=_LIE_STEPS)
     except CorruptModelError as lie:
         raise lie from error
 
 
-def _load_before_010(loaded: LoadedFile) -> Any:
-    if loaded.path is None or loaded.has_content:
+def _load_before_010(artifact: Artifact) -> Any:
+    if artifact.path is None or artifact.has_content:
         raise ModelBinarizationError(
-            f"{loaded.name}: expected a joblib file of 0.10 or later, found an older one, whose arrays lie in files beside it;"
+            f"{artifact.name}: expected a joblib file of 0.10 or later, found an older one, whose arrays lie in files beside it;"
             " give its path, or write it again with a newer joblib",
             format=Format.JOBLIB.value,
         )
-    return require("joblib", "joblib files from before 0.10").load(loaded.path)
+    with artifact.by_name(own=True) as path:
+        return require("joblib", "joblib files from before 0.10").load(path)

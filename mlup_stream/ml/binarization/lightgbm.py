@@ -8,12 +8,14 @@ With `optimize="memory"` it builds the trees in the calling thread (`one_thread`
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.kinds import Delivery, Optimize
-from mlup_stream.delivery.loaded_file import LoadedFile
-from mlup_stream.delivery.reader import open_buffer, open_stream
+from mlup_stream.delivery.reader import open_buffer
+from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.trees.lightgbm import Checks, walk
@@ -49,12 +51,12 @@ class LightGBMBinarizer(FormatBinarizer):
         del lightgbm_checks
 
     @classmethod
-    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
-        size_bytes = loaded_file.size_bytes
+    def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
+        size_bytes = artifact.size_bytes
         peak_bytes, settled_bytes = int(_PEAK * size_bytes), int(_SETTLED * size_bytes)
-        raw_bytes = size_bytes if delivery is Delivery.BYTES and not loaded_file.has_content else 0
+        raw_bytes = size_bytes if terms.delivery is Delivery.BYTES and not artifact.has_content else 0
         peak_bytes = max(peak_bytes, raw_bytes + _CHECK_BYTES)
-        if delivery is Delivery.PATH and not loaded_file.has_content:
+        if terms.delivery is Delivery.PATH and not artifact.has_content:
             buffers = 1 if size_bytes <= _READ_BUFFER_BYTES else 2
             peak_bytes = max(peak_bytes, size_bytes + buffers * _READ_BUFFER_BYTES)
         # Otherwise the copy of `bytes` is the text that LightGBM reads: no second one is made.
@@ -66,24 +68,24 @@ class LightGBMBinarizer(FormatBinarizer):
         )
 
     @classmethod
-    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
+    def from_path(cls, artifact: Artifact, terms: Terms) -> Built:
         lightgbm = require("lightgbm", "LightGBM models")
-        with open_stream(path, drop_behind=False, on_window=loaded.on_window) as file:
-            walk(file, loaded.name, _checks())
-        with _workers(lightgbm, loaded):
-            return lightgbm.Booster(model_file=path)
+        with artifact.open(on_window=terms.on_window) as file:
+            walk(file, artifact.name, _checks())
+        with _workers(lightgbm, terms), artifact.by_name() as path:
+            return Built(lightgbm.Booster(model_file=path))
 
     @classmethod
-    def from_file(cls, file: BinaryIO, loaded: LoadedFile, **options: Any) -> Any:
-        return cls.from_buffer(file.read(), loaded, **options)
+    def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:
+        return cls.from_buffer(file.read(), artifact, terms)
 
     @classmethod
-    def from_buffer(cls, buffer: bytes | bytearray | memoryview, loaded: LoadedFile, **options: Any) -> Any:
+    def from_buffer(cls, buffer: bytes | bytearray | memoryview, artifact: Artifact, terms: Terms) -> Built:
         lightgbm = require("lightgbm", "LightGBM models")
         with open_buffer(buffer) as file:
-            walk(file, loaded.name, _checks())
-        with _workers(lightgbm, loaded):
-            return lightgbm.Booster(model_str=_Encoded(bytes(buffer)))
+            walk(file, artifact.name, _checks())
+        with _workers(lightgbm, terms):
+            return Built(lightgbm.Booster(model_str=_Encoded(buffer)))
 
 
 def _checks() -> Checks:
@@ -92,8 +94,8 @@ def _checks() -> Checks:
     return ArrayChecks()
 
 
-def _workers(lightgbm: ModuleType, loaded: LoadedFile) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if loaded.optimize is Optimize.SPEED else lightgbm_alone(lightgbm)
+def _workers(lightgbm: ModuleType, terms: Terms) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if terms.optimize is Optimize.SPEED else lightgbm_alone(lightgbm)
 
 
 class _Encoded(str):
@@ -102,13 +104,17 @@ class _Encoded(str):
     As an ordinary `str` it would be there three times: as it came, decoded, and encoded again.
     """
 
-    _text: bytes
+    _text: bytes | bytearray
 
-    def __new__(cls, text: bytes) -> _Encoded:
+    def __new__(cls, text: bytes | bytearray | memoryview) -> _Encoded:
+        text = bytes(text) if isinstance(text, memoryview) else text
         found = text.rfind(_LAST_LINE)
         encoded = super().__new__(cls, text[found if found >= 0 else len(text) - 1 :].decode(errors="replace"))
         encoded._text = text
         return encoded
 
     def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
-        return self._text
+        if isinstance(self._text, bytes):
+            return self._text
+        # What `ctypes.c_char_p` takes of a bytearray, which has a NUL behind it as `bytes` has.
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._text))  # type: ignore[return-value]

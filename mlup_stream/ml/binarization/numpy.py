@@ -1,8 +1,7 @@
 """`.npy` and `.npz` files: arrays in the view where that is possible, one copy at a time where it is not.
 
 A view leaves an array, and each stored array of an archive, in the file. What is deflated is unpacked through a window of 64 KiB
-straight to where it stays. `path` is NumPy's own `load`, of an archive all at once: its lazy `NpzFile` keeps the file open and
-unpacks an array anew each time that it is asked for it.
+straight to where it stays.
 
 An archive's checksums are checked for what is copied, as NumPy does; for what is mapped they are not: that would read it all.
 """
@@ -11,15 +10,16 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Mapping
 from typing import Any, BinaryIO, ClassVar
 
-from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
-from mlup_stream.delivery.loaded_file import LoadedFile
-from mlup_stream.delivery.placement import Placement
+from mlup_stream.delivery.artifact import Artifact
+from mlup_stream.delivery.kinds import Delivery, Optimize
+from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, ModelBinarizationError
 from mlup_stream.extras import require
-from mlup_stream.formats.arrays.npy import MAX_HEADER_BYTES, NpyHeader, read_header
+from mlup_stream.formats.arrays.npy import NpyHeader, read_header
 from mlup_stream.formats.arrays.npz import NpzMember, open_member, read_members
 from mlup_stream.formats.kinds import Format, name_of
 from mlup_stream.formats.pickles.frames import scan
@@ -57,7 +57,7 @@ class _NumpyBinarizer(FormatBinarizer):
         require("numpy", f"{name_of(cls.format)} files")
 
     @classmethod
-    def prepare_for(cls, options: dict[str, Any]) -> None:
+    def prepare_for(cls, options: Mapping[str, Any]) -> None:
         encoding = options.get("encoding", _ENCODINGS[0])
         if encoding not in _ENCODINGS:
             raise ConfigError(
@@ -69,16 +69,21 @@ class _NumpyBinarizer(FormatBinarizer):
         cls.prepare()
 
     @classmethod
-    def from_file(cls, file: BinaryIO, loaded: LoadedFile, **options: Any) -> Any:
-        return cls._load(file, loaded, None, options)
+    def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:
+        return cls._load(file, artifact, terms, None)
 
     @classmethod
-    def from_view(cls, view: View, loaded: LoadedFile, **options: Any) -> Any:
+    def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
         with view.open_structure() as file:
-            return cls._load(file, loaded, view, options)
+            return cls._load(file, artifact, terms, view)
 
     @classmethod
-    def _load(cls, file: BinaryIO, loaded: LoadedFile, view: View | None, options: dict[str, Any]) -> Any:
+    def _load(cls, file: BinaryIO, artifact: Artifact, terms: Terms, view: View | None) -> Built:
+        placer = Placer(terms, view, file)
+        return Built(cls._arrays(file, artifact, terms, placer), placer.placement())
+
+    @classmethod
+    def _arrays(cls, file: BinaryIO, artifact: Artifact, terms: Terms, placer: Placer) -> Any:
         raise NotImplementedError
 
     @classmethod
@@ -92,34 +97,20 @@ class NpyBinarizer(_NumpyBinarizer):
     format = Format.NPY
 
     @classmethod
-    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+    def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
         try:
-            header = loaded_file.look(read_header)
+            header = artifact.header(read_header)
         except (LoadError, OSError):
             return None  # the load will say what is wrong
         if header.has_objects:
             return None
-        mapped_bytes = header.data_bytes if _stays(header, loaded_file) else 0
+        mapped_bytes = header.data_bytes if _stays(header, terms) else 0
         copied_bytes = header.data_bytes - mapped_bytes
-        return _estimate(copied_bytes, mapped_bytes, 1, loaded_file, delivery, "the header of the npy file")
+        return _estimate(copied_bytes, mapped_bytes, 1, artifact, terms, "the header of the npy file")
 
     @classmethod
-    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
-        header = read_header(path, loaded.name)
-        if header.has_objects:
-            return super().from_path(path, loaded, **options)
-        import numpy as np
-
-        loaded.placement = Placement(0, header.data_bytes)
-        return np.load(path, max_header_size=MAX_HEADER_BYTES)
-
-    @classmethod
-    def _load(cls, file: BinaryIO, loaded: LoadedFile, view: View | None, options: dict[str, Any]) -> Any:
-        header = read_header(file, loaded.name)
-        placer = Placer(loaded, view, file)
-        array = _array(file, header, placer, loaded.name, options)
-        loaded.placement = placer.placement()
-        return array
+    def _arrays(cls, file: BinaryIO, artifact: Artifact, terms: Terms, placer: Placer) -> Any:
+        return _array(file, artifact.header(read_header), placer, artifact.name, terms.options)
 
 
 class NpzBinarizer(_NumpyBinarizer):
@@ -128,70 +119,53 @@ class NpzBinarizer(_NumpyBinarizer):
     format = Format.NPZ
 
     @classmethod
-    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+    def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
         try:
-            members = loaded_file.look(read_members)
+            members = artifact.header(read_members)
         except (LoadError, OSError):
             return None
         if any(member.has_objects for member in members):
             return None
-        stay = [member for member in members if member.stored and member.header and _stays(member.header, loaded_file)]
+        stay = [member for member in members if member.stored and member.header and _stays(member.header, terms)]
         mapped_bytes = sum(member.payload_bytes for member in stay)
         copied_bytes = sum(member.payload_bytes for member in members) - mapped_bytes
         why = "the headers of the arrays in the npz file"
-        return _estimate(copied_bytes, mapped_bytes, len(members), loaded_file, delivery, why)
+        return _estimate(copied_bytes, mapped_bytes, len(members), artifact, terms, why)
 
     @classmethod
-    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
-        members = read_members(path, loaded.name)
-        if any(member.has_objects for member in members):
-            return super().from_path(path, loaded, **options)
-        import numpy as np
-
-        with np.load(path, max_header_size=MAX_HEADER_BYTES) as archive:
-            arrays = {member.place.name: archive[member.place.name] for member in members}
-        loaded.placement = Placement(0, sum(member.payload_bytes for member in members))
-        return NpzArrays(arrays, loaded.name)
-
-    @classmethod
-    def _load(cls, file: BinaryIO, loaded: LoadedFile, view: View | None, options: dict[str, Any]) -> Any:
-        members = read_members(file, loaded.name)
-        placer = Placer(loaded, view, file)
+    def _arrays(cls, file: BinaryIO, artifact: Artifact, terms: Terms, placer: Placer) -> NpzArrays:
         arrays = {}
-        for member in members:
-            name = f"{loaded.name}: {member.place.name}"
-            in_place = view is not None or member.has_objects
+        for member in artifact.header(read_members):
+            name = f"{artifact.name}: {member.place.name}"
+            in_place = placer.maps or member.has_objects
             if member.header is not None and member.stored and in_place:
-                arrays[member.place.name] = _array(file, member.header, placer, name, options)
+                arrays[member.place.name] = _array(file, member.header, placer, name, terms.options)
             else:
-                arrays[member.place.name] = _unpacked(file, member, placer, loaded.name, options)
-        loaded.placement = placer.placement()
-        return NpzArrays(arrays, loaded.name)
+                arrays[member.place.name] = _unpacked(file, member, placer, artifact.name, terms.options)
+        return NpzArrays(arrays, artifact.name)
 
 
-def _stays(header: NpyHeader, loaded: LoadedFile) -> bool:
+def _stays(header: NpyHeader, terms: Terms) -> bool:
     """Whether a view leaves an array, which lies in the file as it is, there; see `placing`."""
-    return header.aligned or loaded.optimize is not Optimize.SPEED
+    return header.aligned or terms.optimize is not Optimize.SPEED
 
 
-def _estimate(
-    copied_bytes: int, mapped_bytes: int, count: int, loaded: LoadedFile, delivery: Delivery, why: str
-) -> Estimate:
+def _estimate(copied_bytes: int, mapped_bytes: int, count: int, artifact: Artifact, terms: Terms, why: str) -> Estimate:
     objects_bytes = count * _OBJECT_BYTES
-    if delivery is Delivery.VIEW and not loaded.has_content:
+    if terms.delivery is Delivery.VIEW and not artifact.has_content:
         return Estimate.in_place(
             mapped_bytes,
             certainty=Certainty.EXACT,
             why=why,
             private_bytes=copied_bytes + objects_bytes,
-            copy_on_write=loaded.mapping is Mapping.COPY_ON_WRITE,
+            copy_on_write=terms.writable,
         )
     estimate = Estimate.private(copied_bytes + mapped_bytes + objects_bytes, certainty=Certainty.EXACT, why=why)
-    has_raw = delivery is Delivery.BYTES and not loaded.has_content
-    return estimate.with_raw(loaded.size_bytes) if has_raw else estimate
+    has_raw = terms.delivery is Delivery.BYTES and not artifact.has_content
+    return estimate.with_raw(artifact.size_bytes) if has_raw else estimate
 
 
-def _array(file: BinaryIO, header: NpyHeader, placer: Placer, name: str, options: dict[str, Any]) -> Any:
+def _array(file: BinaryIO, header: NpyHeader, placer: Placer, name: str, options: Mapping[str, Any]) -> Any:
     """The array that lies in the file as it is."""
     if header.has_objects:
         return _objects(file, header.data_start, name, options)
@@ -202,7 +176,7 @@ def _array(file: BinaryIO, header: NpyHeader, placer: Placer, name: str, options
     return placer.from_stream(file, dtype, header.shape, order)
 
 
-def _unpacked(file: BinaryIO, member: NpzMember, placer: Placer, archive_name: str, options: dict[str, Any]) -> Any:
+def _unpacked(file: BinaryIO, member: NpzMember, placer: Placer, archive_name: str, options: Mapping[str, Any]) -> Any:
     """A member of an archive, unpacked or at least checked: an array, or the bytes of what is no array, as NumPy gives them."""
     name = f"{archive_name}: {member.place.name}"
     header = member.header
@@ -234,7 +208,7 @@ def _dtype(header: NpyHeader, name: str) -> Any:
     return dtype
 
 
-def _objects(file: BinaryIO, start: int, name: str, options: dict[str, Any]) -> Any:
+def _objects(file: BinaryIO, start: int, name: str, options: Mapping[str, Any]) -> Any:
     """An array of Python objects: the pickle from `start` on."""
     import numpy as np
 
@@ -255,7 +229,7 @@ def _objects(file: BinaryIO, start: int, name: str, options: dict[str, Any]) -> 
     return array
 
 
-def _refuse_objects(name: str, options: dict[str, Any]) -> None:
+def _refuse_objects(name: str, options: Mapping[str, Any]) -> None:
     if not options.get("allow_pickle", False):
         raise ModelBinarizationError(
             f"{name}: expected numbers or text, found an array of Python objects, whose loading can run any code; if you trust"

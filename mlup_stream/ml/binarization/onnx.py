@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
+from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.kinds import Delivery
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, LoadError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.onnx.layout import Layout, walk
+from mlup_stream.formats.onnx.head import is_ort
+from mlup_stream.formats.onnx.layout import MIN_PAYLOAD_BYTES, Layout, walk
 from mlup_stream.formats.source import Source
 from mlup_stream.memory.estimate import Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
@@ -20,9 +24,10 @@ from mlup_stream.ml.binarization.onnx_runtime.messages import plain_words
 
 if TYPE_CHECKING:
     from mlup_stream.ml.binarization.onnx_runtime.opener import Opener
-    from mlup_stream.ml.binarization.onnx_runtime.session import PredictSession
 
 __all__ = ["InferenceSessionBinarizer", "InferenceSessionFullReturnBinarizer"]
+
+_MIN_PAYLOAD_BYTES = MIN_PAYLOAD_BYTES
 
 
 class InferenceSessionBinarizer(FormatBinarizer):
@@ -55,53 +60,59 @@ class InferenceSessionBinarizer(FormatBinarizer):
         onnx_session.start_runtime()
 
     @classmethod
-    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+    def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
         try:
-            layout = loaded_file.look(_layout)
+            layout = artifact.header(_layout)
         except (LoadError, OSError):
             return None  # the load will say what is wrong
-        if delivery is Delivery.VIEW and loaded_file.has_content:
+        if layout is None:
+            return None
+        delivery = terms.delivery or cls.deliveries[0]
+        if delivery is Delivery.VIEW and artifact.has_content:
             delivery = Delivery.BYTES
-        return estimate(layout, delivery, loaded_file.optimize, installed_abilities())
+        return estimate(layout, delivery, terms.optimize, installed_abilities())
 
     @classmethod
-    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> PredictSession:
-        with Source(path, loaded.name) as source:
-            return cls._opener(source, loaded, options).by_path(path)
+    def from_path(cls, artifact: Artifact, terms: Terms) -> Built:
+        with artifact.open() as file, cls._opener(file, artifact, terms) as opener:
+            return opener.by_path()
 
     @classmethod
-    def from_view(cls, view: View, loaded: LoadedFile, **options: Any) -> Any:
-        if view.path is None:
-            return cls.from_buffer(view.buffer, loaded, **options)
-        with Source(view, loaded.name) as source:
-            return cls._opener(source, loaded, options).in_place(view)
+    def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
+        if artifact.file is None:
+            return cls.from_buffer(view.buffer, artifact, terms)
+        with view.open_structure() as file, cls._opener(file, artifact, terms) as opener:
+            return opener.in_place()
 
     @classmethod
-    def from_file(cls, file: BinaryIO, loaded: LoadedFile, **options: Any) -> PredictSession:
-        with Source(file, loaded.name) as source:
-            return cls._opener(source, loaded, options).copied(file)
+    def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:
+        with cls._opener(file, artifact, terms) as opener:
+            return opener.copied(file)
 
     @classmethod
-    def explain(cls, error: Exception, loaded: LoadedFile) -> MLupError:
+    def explain(cls, error: Exception, artifact: Artifact) -> MLupError:
         said = plain_words(error)
         if type(error).__name__ == "InvalidProtobuf":
             return CorruptModelError(
-                f"{loaded.name}: expected an ONNX model, found damaged content ({said}); copy or export it again",
-                path=loaded.path,
+                f"{artifact.name}: expected an ONNX model, found damaged content ({said}); copy or export it again",
+                path=artifact.path,
                 format=cls.format.value,
             )
         return ModelBinarizationError(
-            f"{loaded.name}: onnxruntime could not build the model ({type(error).__name__}: {said})",
-            path=loaded.path,
+            f"{artifact.name}: onnxruntime could not build the model ({type(error).__name__}: {said})",
+            path=artifact.path,
             format=cls.format.value,
         )
 
     @classmethod
-    def _opener(cls, source: Source, loaded: LoadedFile, options: dict[str, Any]) -> Opener:
+    @contextlib.contextmanager
+    def _opener(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Iterator[Opener]:
         from mlup_stream.ml.binarization.onnx_runtime.opener import Opener
         from mlup_stream.ml.binarization.onnx_runtime.session import PredictSession, PredictSessionFullReturn
 
-        return Opener(PredictSessionFullReturn if cls.full_return else PredictSession, source, loaded, options)
+        kind = PredictSessionFullReturn if cls.full_return else PredictSession
+        with Source(file, artifact.name) as source:
+            yield Opener(kind, artifact.header(_layout), source, artifact, terms)
 
 
 class InferenceSessionFullReturnBinarizer(InferenceSessionBinarizer):
@@ -110,6 +121,7 @@ class InferenceSessionFullReturnBinarizer(InferenceSessionBinarizer):
     full_return = True
 
 
-def _layout(file: BinaryIO, name: str) -> Layout:
+def _layout(file: BinaryIO, name: str) -> Layout | None:
+    """The walk of the model; None of one in onnxruntime's own format, a flatbuffer with a file identifier, which has none."""
     with Source(file, name) as source:
-        return walk(source)
+        return None if is_ort(source) else walk(source, min_payload_bytes=_MIN_PAYLOAD_BYTES)

@@ -13,19 +13,21 @@ import pickle
 import sys
 from typing import Any, BinaryIO, ClassVar
 
-from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.artifact import Artifact
+from mlup_stream.delivery.kinds import Delivery, Optimize
 from mlup_stream.delivery.placement import Placement
+from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, LoadError, MissingClassError, MLupError
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.pickles.frames import PickleStructure, scan, walk
+from mlup_stream.formats.pickles.frames import PickleStructure, scan
 from mlup_stream.formats.pickles.named_libraries import named_modules
 from mlup_stream.memory.estimate import Estimate
 from mlup_stream.memory.imports import KNOWN
 from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.ml.binarization.pickles.checked_input import CheckedFile, FindsClasses
 from mlup_stream.ml.binarization.pickles.collector import collector_paused
+from mlup_stream.ml.binarization.pickles.structure import structure_of
 from mlup_stream.units import KIB
 
 __all__ = ["PickleBinarizer"]
@@ -59,53 +61,50 @@ class PickleBinarizer(FormatBinarizer):
             del placing, unpickler
 
     @classmethod
-    def named_modules(cls, loaded_file: LoadedFile) -> tuple[str, ...]:
+    def named_modules(cls, artifact: Artifact) -> tuple[str, ...]:
         try:
-            return loaded_file.look(_named_libraries)
+            return artifact.header(_named_libraries)
         except (LoadError, OSError):
             return ()  # the load will say what is wrong
 
     @classmethod
-    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+    def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
         from mlup_stream.ml.binarization.pickles.pickle_estimate import estimate_of
 
         return estimate_of(
-            loaded_file,
-            delivery,
-            in_place=lambda structure: _is_mostly_payload(structure, loaded_file),
-            copy_on_write=loaded_file.mapping is Mapping.COPY_ON_WRITE,
+            artifact,
+            terms.delivery,
+            in_place=lambda structure: _is_mostly_payload(structure, terms),
+            copy_on_write=terms.writable,
         )
 
     @classmethod
-    def from_file(cls, file: BinaryIO, loaded: LoadedFile, **options: Any) -> Any:
-        structure = walk(file, loaded.name)
-        file.seek(0)
-        if _is_mostly_payload(structure, loaded):
-            return load_payload(file, loaded, None, options)
-        loaded.placement = Placement(0, structure.payload_bytes)
-        return _load_objects(file, loaded, options)
+    def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:
+        structure = artifact.header(structure_of).structure
+        if _is_mostly_payload(structure, terms):
+            return load_payload(file, artifact, terms, None)
+        return Built(_load_objects(file, artifact, terms), Placement(0, structure.payload_bytes))
 
     @classmethod
-    def from_view(cls, view: View, loaded: LoadedFile, **options: Any) -> Any:
-        structure = walk(view, loaded.name)
-        if _is_mostly_payload(structure, loaded):
+    def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
+        structure = artifact.header(structure_of).structure
+        if _is_mostly_payload(structure, terms):
             with view.open_structure() as file:
-                return load_payload(file, loaded, view, options)
-        loaded.placement = Placement(0, structure.payload_bytes)
+                return load_payload(file, artifact, terms, view)
         with view.open() as file:
-            return _load_objects(file, loaded, options)
+            return Built(_load_objects(file, artifact, terms), Placement(0, structure.payload_bytes))
 
     @classmethod
-    def explain(cls, error: Exception, loaded: LoadedFile) -> MLupError:
+    def explain(cls, error: Exception, artifact: Artifact) -> MLupError:
         if isinstance(error, ImportError):
             return MissingClassError(
-                f"{loaded.name}: the {cls.format.value} needs something that cannot be imported here ({error});"
+                f"{artifact.name}: the {cls.format.value} needs something that cannot be imported here ({error});"
                 " install or import its package, in the version that wrote the file",
-                path=loaded.path,
+                path=artifact.path,
                 format=cls.format.value,
                 module=getattr(error, "name", None),
             )
-        return super().explain(error, loaded)
+        return super().explain(error, artifact)
 
     @classmethod
     def is_corrupt(cls, error: Exception) -> bool:
@@ -118,52 +117,51 @@ def _named_libraries(file: BinaryIO, name: str) -> tuple[str, ...]:
     return named_modules(file, KNOWN)
 
 
-def _is_mostly_payload(structure: PickleStructure, loaded: LoadedFile) -> bool:
-    share = _PAYLOAD_SHARE[loaded.optimize]
+def _is_mostly_payload(structure: PickleStructure, terms: Terms) -> bool:
+    share = _PAYLOAD_SHARE[terms.optimize]
     return structure.whole and structure.payloads > 0 and structure.payload_bytes >= structure.structure_bytes * share
 
 
-def load_payload(file: BinaryIO, loaded: LoadedFile, view: View | None, options: dict[str, Any]) -> Any:
+def load_payload(file: BinaryIO, artifact: Artifact, terms: Terms, view: View | None) -> Built:
     from mlup_stream.ml.binarization.pickles.in_place_unpickler import InPlaceUnpickler
     from mlup_stream.ml.binarization.pickles.placing import Placer
 
     class Unpickler(FindsClasses, InPlaceUnpickler):
-        model_name = loaded.name
+        model_name = artifact.name
 
-    structure = scan(file, loaded.name)
+    structure = scan(file, artifact.name)
     file.seek(0)
-    placer = Placer(loaded, view, file)
-    unpickler = Unpickler(file, placer, fetched=structure.fetched, **options)
+    placer = Placer(terms, view, file)
+    unpickler = Unpickler(file, placer, fetched=structure.fetched, **terms.options)
     try:
         with collector_paused():
             model = unpickler.load()
     finally:
         unpickler.forget()
     placer.drop_unused()
-    loaded.placement = placer.placement() if placer.maps else Placement(0, structure.payload_bytes)
-    return model
+    return Built(model, placer.placement() if placer.maps else Placement(0, structure.payload_bytes))
 
 
-def _load_objects(file: BinaryIO, loaded: LoadedFile, options: dict[str, Any]) -> Any:
+def _load_objects(file: BinaryIO, artifact: Artifact, terms: Terms) -> Any:
     class Unpickler(FindsClasses, pickle.Unpickler):
-        model_name = loaded.name
+        model_name = artifact.name
 
     checked = CheckedFile(file)
     if checked.size_bytes is not None and checked.size_bytes <= _SCANNED_BYTES:
-        scan(file, loaded.name)
+        scan(file, artifact.name)
         file.seek(0)
     try:
         with collector_paused():
-            return Unpickler(checked, **options).load()
+            return Unpickler(checked, **terms.options).load()
     except MemoryError as error:
         # Either there is too little memory, or a length within a frame lies: the C code allocates by it before it reads.
-        _refuse_lies(file, loaded, error)
+        _refuse_lies(file, artifact, error)
         raise
 
 
-def _refuse_lies(file: BinaryIO, loaded: LoadedFile, error: MemoryError) -> None:
+def _refuse_lies(file: BinaryIO, artifact: Artifact, error: MemoryError) -> None:
     try:
-        scan(file, loaded.name)
+        scan(file, artifact.name)
     except CorruptModelError as lie:
         raise lie from error
 

@@ -8,15 +8,14 @@ against 1.00x. The file's bytes are little-endian, and so are the arrays.
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterable
-from typing import Any, BinaryIO, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
-from mlup_stream.delivery.files import checked_stat
-from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.artifact import Artifact
+from mlup_stream.delivery.kinds import Delivery, MappingMode, Optimize
 from mlup_stream.delivery.placement import Placement
-from mlup_stream.delivery.reader import open_buffer, open_stream
+from mlup_stream.delivery.reader import open_buffer
+from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, ModelBinarizationError
 from mlup_stream.extras import require
@@ -37,8 +36,8 @@ _OBJECT_BYTES = 1024
 class SafetensorsBinarizer(FormatBinarizer):
     """A dict of arrays by name, in the order of their bytes.
 
-    Options: `framework`, `"numpy"` (default) or `"torch"`. numpy arrays of a view or of `bytes` are read-only unless
-    `mapping="copy-on-write"`.
+    Options: `framework`, `"numpy"` (default) or `"torch"`. The arrays can be written to, as the library's, whatever the delivery;
+    with `mapping="read-only"` none can.
     """
 
     format = Format.SAFETENSORS
@@ -50,84 +49,78 @@ class SafetensorsBinarizer(FormatBinarizer):
         require("numpy", "safetensors files")
 
     @classmethod
-    def prepare_for(cls, options: dict[str, Any]) -> None:
-        _arrays(options.get("framework", "numpy"), "safetensors")
+    def prepare_for(cls, options: Mapping[str, Any]) -> None:
+        _kind(options)
 
     @classmethod
-    def libraries_for(cls, options: dict[str, Any]) -> tuple[str, ...]:
+    def libraries_for(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
         return (str(options.get("framework", "numpy")),)
 
     @classmethod
-    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
+    def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
         try:
-            headers = [header for _, header in _parts(loaded_file)]
+            parts = _parts(artifact)
         except (LoadError, OSError):
             return None  # the load will say what is wrong
-        payload_bytes = sum(header.payload_bytes for header in headers)
-        objects_bytes = _OBJECT_BYTES * sum(len(header.tensors) for header in headers)
+        payload_bytes = sum(tensor.size_bytes for part in parts for tensor in part.tensors)
+        objects_bytes = _OBJECT_BYTES * sum(len(part.tensors) for part in parts)
         why = "the header of the safetensors file"
-        framework = _FRAMEWORKS.get(loaded_file.options.get("framework", "numpy"))
-        writable = loaded_file.mapping is Mapping.COPY_ON_WRITE or (framework is not None and framework.needs_writable)
-        if delivery is Delivery.VIEW and not loaded_file.has_content:
+        if terms.delivery is Delivery.VIEW and not artifact.has_content:
             return Estimate.in_place(
-                payload_bytes,
-                certainty=Certainty.EXACT,
-                why=why,
-                private_bytes=objects_bytes,
-                copy_on_write=writable,
+                payload_bytes, certainty=Certainty.EXACT, why=why, private_bytes=objects_bytes, copy_on_write=terms.writable
             )
-        found = Estimate.private(payload_bytes + objects_bytes, certainty=Certainty.EXACT, why=why)
-        if delivery is Delivery.BYTES and writable:
-            return found.with_raw(loaded_file.size_bytes)
-        return found  # delivery `bytes` too: the arrays lie in the copy that was read
+        # Delivery `bytes` too: the arrays lie in the copy that was read, unless those of other files come beside them.
+        return Estimate.private(payload_bytes + objects_bytes, certainty=Certainty.EXACT, why=why)
 
     @classmethod
-    def from_view(cls, view: View, loaded: LoadedFile, *, framework: str = "numpy", **_: Any) -> dict[str, Any]:
-        arrays = _arrays(framework, loaded.name)
-        if arrays.needs_writable and loaded.mapping is Mapping.READ_ONLY:
-            raise ConfigError(
-                f"{loaded.name}: mapping='read-only' is not possible with framework={framework!r}, which would die of a write;"
-                " leave it at 'auto'",
-                field="mapping",
-                value=loaded.mapping.value,
-                allowed=(Mapping.AUTO.value, Mapping.COPY_ON_WRITE.value),
-            )
-        writable = arrays.needs_writable or loaded.mapping is Mapping.COPY_ON_WRITE
-        if not _is_index(view):
-            return _in_place([(view, None)], arrays, loaded, writable=writable)
-        with contextlib.ExitStack() as stack:
-            shards: list[tuple[View, tuple[str, ...] | None]] = []
-            for path, names in _shards(loaded):
-                shard = View(path, on_window=loaded.on_window)
-                stack.callback(shard.release)  # the maps live on with the arrays over them
-                shards.append((shard, names))
-            return _in_place(shards, arrays, loaded, writable=writable)
-
-    @classmethod
-    def from_file(cls, file: BinaryIO, loaded: LoadedFile, *, framework: str = "numpy", **_: Any) -> dict[str, Any]:
-        arrays = _arrays(framework, loaded.name)
-        if not _is_index(file):
-            return _read(file, read_header(file, loaded.name).tensors, arrays)
+    def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
+        arrays = _arrays(artifact, terms)
         model: dict[str, Any] = {}
-        for path, names in _shards(loaded):
-            with open_stream(path, drop_behind=loaded.delivery is Delivery.STREAM, on_window=loaded.on_window) as shard:
-                model |= _read(shard, _chosen(read_header(shard, path), names, path), arrays)
-        return model
+        mapped_bytes = copied_bytes = 0
+        for part in _parts(artifact):
+            part_view = view if part.artifact is artifact else part.artifact.view(terms.on_window)
+            buffer = part_view.writable if terms.writable else part_view.buffer
+            for tensor in part.tensors:
+                item_bytes = max(BITS_OF[tensor.dtype] // 8, 1)
+                aligned = tensor.start % item_bytes == 0
+                if aligned or not (arrays.needs_alignment or terms.optimize is Optimize.SPEED):
+                    model[tensor.name] = arrays.over(buffer, tensor)
+                    mapped_bytes += tensor.size_bytes
+                else:
+                    with part_view.open_structure() as file:  # not from the map, a page of which may be gone by now
+                        model |= _read(file, (tensor,), arrays, part.artifact.name)
+                    copied_bytes += tensor.size_bytes
+        return Built(model, Placement(mapped_bytes, copied_bytes, ("not aligned to its items",) if copied_bytes else ()))
 
     @classmethod
-    def from_buffer(
-        cls, buffer: bytes | bytearray | memoryview, loaded: LoadedFile, *, framework: str = "numpy", **_: Any
-    ) -> dict[str, Any]:
-        arrays = _arrays(framework, loaded.name)
-        may_share = isinstance(buffer, bytes) and not arrays.needs_writable and loaded.mapping is not Mapping.COPY_ON_WRITE
-        if may_share and not _is_index(buffer):
-            # Nobody can change `bytes`: the arrays may lie in it, and no second copy is made.
-            return _over_bytes(buffer, arrays, loaded)
+    def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:
+        arrays = _arrays(artifact, terms)
+        model: dict[str, Any] = {}
+        for part in _parts(artifact):
+            with contextlib.ExitStack() as stack:
+                source = file
+                if part.artifact is not artifact:
+                    source = stack.enter_context(
+                        part.artifact.open(drop_behind=terms.drops_behind, on_window=terms.on_window)
+                    )
+                model |= _read(source, part.tensors, arrays, part.artifact.name)
+        return Built(model)
+
+    @classmethod
+    def from_buffer(cls, buffer: bytes | bytearray | memoryview, artifact: Artifact, terms: Terms) -> Built:
+        arrays = _arrays(artifact, terms)
+        parts = _parts(artifact)
+        # Nobody else has what was read for this load, and nobody can change `bytes`: the arrays may lie there, without a copy.
+        ours = not artifact.has_content
+        if parts[0].artifact is artifact and (ours or (isinstance(buffer, bytes) and not terms.writable)):
+            over = memoryview(buffer) if terms.writable else memoryview(buffer).toreadonly()
+            return Built({tensor.name: arrays.over(over, tensor) for tensor in parts[0].tensors})
         with open_buffer(buffer) as file:
-            return cls.from_file(file, loaded, framework=framework)
+            return cls.from_file(file, artifact, terms)
 
 
-def _arrays(framework: Any, name: str) -> Arrays:
+def _kind(options: Mapping[str, Any]) -> type[NumpyArrays] | type[TorchTensors]:
+    framework = options.get("framework", "numpy")
     if framework not in _FRAMEWORKS:
         raise ConfigError(
             f"binarization_kwargs: framework={framework!r} is not valid; expected one of {', '.join(_FRAMEWORKS)}",
@@ -135,38 +128,51 @@ def _arrays(framework: Any, name: str) -> Arrays:
             value=framework,
             allowed=tuple(_FRAMEWORKS),
         )
-    return _FRAMEWORKS[framework](name)
+    kind = _FRAMEWORKS[framework]
+    kind("safetensors")  # imports it
+    return kind
 
 
-def _over_bytes(buffer: Any, arrays: Arrays, loaded: LoadedFile) -> dict[str, Any]:
-    return {each.name: arrays.over(memoryview(buffer), each) for each in read_header(buffer, loaded.name).tensors}
+def _arrays(artifact: Artifact, terms: Terms) -> Arrays:
+    kind = _kind(terms.options)
+    if kind.needs_writable and not terms.writable:
+        raise ConfigError(
+            f"{artifact.name}: mapping='read-only' is not possible with framework='torch', which would die of a write;"
+            " leave it at 'auto'",
+            field="mapping",
+            value=terms.mapping.value,
+            allowed=(MappingMode.AUTO.value, MappingMode.COPY_ON_WRITE.value),
+        )
+    return kind(artifact.name, writable=terms.writable)
 
 
-def _in_place(
-    views: Iterable[tuple[View, tuple[str, ...] | None]], arrays: Arrays, loaded: LoadedFile, *, writable: bool
-) -> dict[str, Any]:
-    model: dict[str, Any] = {}
-    mapped_bytes = copied_bytes = 0
-    for view, names in views:
-        file_name = view.path or loaded.name
-        header = read_header(view, file_name)
-        buffer = view.writable if writable else view.buffer
-        for tensor in _chosen(header, names, file_name):
-            item_bytes = max(BITS_OF[tensor.dtype] // 8, 1)
-            aligned = tensor.start % item_bytes == 0
-            if aligned or not (arrays.needs_alignment or loaded.optimize is Optimize.SPEED):
-                model[tensor.name] = arrays.over(buffer, tensor)
-                mapped_bytes += tensor.size_bytes
-            else:
-                with view.open_structure() as file:  # not from the map, a page of which may be gone by now
-                    model |= _read(file, (tensor,), arrays)
-                copied_bytes += tensor.size_bytes
-        view.check()
-    loaded.placement = Placement(mapped_bytes, copied_bytes, ("not aligned to its items",) if copied_bytes else ())
-    return model
+class _Part(NamedTuple):
+    """One file of the model and what the model takes of it."""
+
+    artifact: Artifact
+    tensors: tuple[Tensor, ...]
 
 
-def _read(file: BinaryIO, tensors: Iterable[Tensor], arrays: Arrays) -> dict[str, Any]:
+def _parts(artifact: Artifact) -> list[_Part]:
+    """The file itself, or the files that the index lists, in the order of the index."""
+    header = artifact.header(_header)
+    if isinstance(header, Header):
+        return [_Part(artifact, header.tensors)]
+    if artifact.path is None:
+        raise ModelBinarizationError(
+            f"{artifact.name}: the index of a sharded model came without its path, so its files cannot be found; give the path",
+            format=Format.SAFETENSORS.value,
+        )
+    shards = [(artifact.beside(file_name), names) for file_name, names in header.items()]
+    return [_Part(shard, _chosen(shard.header(read_header), names, shard.name)) for shard, names in shards]
+
+
+def _header(file: BinaryIO, name: str) -> Header | dict[str, tuple[str, ...]]:
+    """The header, or of the index of a sharded model the tensors by the files that have them."""
+    return read_index(file, name) if _is_index(file) else read_header(file, name)
+
+
+def _read(file: BinaryIO, tensors: Iterable[Tensor], arrays: Arrays, name: str) -> dict[str, Any]:
     model = {}
     for tensor in tensors:
         room = arrays.room(tensor)
@@ -176,54 +182,24 @@ def _read(file: BinaryIO, tensors: Iterable[Tensor], arrays: Arrays) -> dict[str
             count = file.readinto(room.target[done:])  # type: ignore[attr-defined]  # of a binary file, which BinaryIO leaves out
             if not count:
                 raise CorruptModelError(
-                    f"{tensor.name!r}: expected {tensor.size_bytes} bytes, found {done}; the file became shorter",
+                    f"{name}: expected {tensor.size_bytes} bytes of {tensor.name!r}, found {done}; the file became shorter",
+                    path=name,
                     format=Format.SAFETENSORS.value,
                 )
             done += count
-        model[tensor.name] = room.tensor
+        model[tensor.name] = arrays.finished(room)
     return model
 
 
-def _is_index(given: Any) -> bool:
+def _is_index(file: BinaryIO) -> bool:
     """Whether this is the index of a sharded model: JSON from the first byte on, which no header's length can look like."""
-    with Source(given) as source:
+    with Source(file) as source:
         first = source.read(0, min(8, source.size_bytes), "first bytes")
     return int.from_bytes(first, "little") > MAX_HEADER_BYTES and first.lstrip().startswith(b"{")
 
 
-def _parts(loaded: LoadedFile) -> list[tuple[str, Header]]:
-    """The headers of the file, or of the files that the index lists."""
-    header = loaded.look(_header)
-    if header is not None:
-        return [(loaded.name, header)]
-    return [(path, read_header(path)) for path, _ in _shards(loaded)]
-
-
-def _header(file: BinaryIO, name: str) -> Header | None:
-    """None of an index."""
-    return None if _is_index(file) else read_header(file, name)
-
-
-def _shards(loaded: LoadedFile) -> list[tuple[str, tuple[str, ...]]]:
-    """The files of a sharded model and the tensors that the index wants of each."""
-    if loaded.path is None:
-        raise ModelBinarizationError(
-            f"{loaded.name}: the index of a sharded model came without its path, so its files cannot be found; give the path",
-            format=Format.SAFETENSORS.value,
-        )
-    folder = os.path.dirname(loaded.path)
-    found = []
-    for file_name, names in read_index(loaded.path).items():
-        path = os.path.join(folder, file_name)
-        checked_stat(path)
-        found.append((path, names))
-    return found
-
-
-def _chosen(header: Header, names: tuple[str, ...] | None, file_name: str) -> tuple[Tensor, ...]:
-    """The tensors that the index wants of a file, in the order of their bytes; all of them without an index."""
-    if names is None:
-        return header.tensors
+def _chosen(header: Header, names: tuple[str, ...], file_name: str) -> tuple[Tensor, ...]:
+    """The tensors that the index wants of a file, in the order of their bytes."""
     missing = set(names) - {tensor.name for tensor in header.tensors}
     if missing:
         raise CorruptModelError(

@@ -10,17 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, ClassVar
 
-from mlup_stream.delivery.files import checked_stat
+from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.kinds import Delivery
-from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.private_file import private_file
-from mlup_stream.delivery.reader import open_stream
+from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.errors import CorruptModelError, LoadError, MissingClassError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
 from mlup_stream.formats.frameworks.hdf5 import MAGIC as HDF5_MAGIC
@@ -73,16 +71,14 @@ class TensorFlowBinarizer(FormatBinarizer):
             require("h5py", "Keras models")
 
     @classmethod
-    def libraries_for(cls, options: dict[str, Any]) -> tuple[str, ...]:
+    def libraries_for(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
         return (os.environ.get("KERAS_BACKEND") or "tensorflow", "keras", "h5py")
 
     @classmethod
-    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
-        holder = loaded_file
-        if loaded_file.is_folder and loaded_file.path is not None:
-            holder = LoadedFile(path=os.path.join(loaded_file.path, WEIGHTS_NAME))
+    def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
         try:
-            found = holder.look(_datasets)
+            holder = artifact.beside(WEIGHTS_NAME) if artifact.is_folder else artifact
+            found = holder.header(_datasets)
         except (LoadError, OSError, RuntimeError):  # RuntimeError: h5py, of a structure that contradicts itself
             return None  # the load will say what is wrong
         settled_bytes = found.total_bytes + _VARIABLE_BYTES * found.arrays + _FIRST_USE_BYTES
@@ -92,38 +88,29 @@ class TensorFlowBinarizer(FormatBinarizer):
             certainty=Certainty.CONSERVATIVE,
             why="the arrays that the HDF5 file lists",
         )
-        return estimate.with_raw(loaded_file.size_bytes) if delivery is Delivery.BYTES else estimate
+        return estimate.with_raw(artifact.size_bytes) if terms.delivery is Delivery.BYTES else estimate
 
     @classmethod
-    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
-        if stat.S_ISDIR(checked_stat(path).st_mode):
-            defaults: dict[str, Any] = {"compile": False, "safe_mode": True}
-            with large_blocks_given_back():
-                return require("keras", "Keras models").saving.load_model(path, **{**defaults, **options})
-        with open_stream(path, drop_behind=False, window_bytes=_WINDOW_BYTES, on_window=loaded.on_window) as file:
-            return cls.from_file(file, loaded, **options)
+    def from_path(cls, artifact: Artifact, terms: Terms) -> Built:
+        if artifact.is_folder:
+            options = {"compile": False, "safe_mode": True, **terms.options}
+            with large_blocks_given_back(), artifact.by_name() as path:
+                return Built(require("keras", "Keras models").saving.load_model(path, **options))
+        with artifact.open(window_bytes=_WINDOW_BYTES, on_window=terms.on_window) as file:
+            return cls.from_file(file, artifact, terms)
 
     @classmethod
-    def from_file(
-        cls,
-        file: BinaryIO,
-        loaded: LoadedFile,
-        *,
-        custom_objects: dict[str, Any] | None = None,
-        compile: bool = False,
-        safe_mode: bool = True,
-        **_: Any,
-    ) -> Any:
-        options: dict[str, Any] = {"custom_objects": custom_objects, "compile": compile, "safe_mode": safe_mode}
+    def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:
+        options = {"custom_objects": None, "compile": False, "safe_mode": True, **terms.options}
         is_hdf5 = _is_hdf5(file)
         keras = parts()
         with large_blocks_given_back():
             if keras is None:
                 with private_file(file, suffix=".h5" if is_hdf5 else ".keras", named=is_hdf5) as path:
-                    return require("keras", "Keras models").saving.load_model(path, **options)
+                    return Built(require("keras", "Keras models").saving.load_model(path, **options))
             if is_hdf5:
-                return from_hdf5(keras, file, **options)
-            return from_zip(keras, file, loaded.name, **options)
+                return Built(from_hdf5(keras, file, **options))
+            return Built(from_zip(keras, file, artifact.name, **options))
 
     @classmethod
     def is_corrupt(cls, error: Exception) -> bool:
@@ -134,26 +121,26 @@ class TensorFlowBinarizer(FormatBinarizer):
         return super().is_corrupt(error) or (isinstance(error, OSError) and error.errno is None)
 
     @classmethod
-    def explain(cls, error: Exception, loaded: LoadedFile) -> MLupError:
+    def explain(cls, error: Exception, artifact: Artifact) -> MLupError:
         said = str(error)
         missing = _MISSING.search(said)
         if missing is not None:
             kind, name = missing.groups()
             return MissingClassError(
-                f"{loaded.name}: the Keras model needs the {kind} {name!r}, which is not registered here; import the module that"
-                f' registers it, or set binarization_kwargs={{"custom_objects": {{"{name}": ...}}}}',
-                path=loaded.path,
+                f"{artifact.name}: the Keras model needs the {kind} {name!r}, which is not registered here; import the module"
+                f' that registers it, or set binarization_kwargs={{"custom_objects": {{"{name}": ...}}}}',
+                path=artifact.path,
                 format=cls.format.value,
                 qualname=name,
             )
         if _UNSAFE.search(said):
             return ModelBinarizationError(
-                f"{loaded.name}: the Keras model has a Python function in it, and to unpack one may run anything; if you trust"
+                f"{artifact.name}: the Keras model has a Python function in it, and to unpack one may run anything; if you trust"
                 ' who wrote the file, set binarization_kwargs={"safe_mode": False}',
-                path=loaded.path,
+                path=artifact.path,
                 format=cls.format.value,
             )
-        return super().explain(error, loaded)
+        return super().explain(error, artifact)
 
 
 class TensorFlowSavedBinarizer(FormatBinarizer):
@@ -173,43 +160,47 @@ class TensorFlowSavedBinarizer(FormatBinarizer):
             require("tensorflow", "TensorFlow SavedModels")
 
     @classmethod
-    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
-        if loaded_file.path is None or loaded_file.has_content:
+    def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
+        if not artifact.is_folder:
             return None
         try:
-            folder = read_folder(loaded_file.path)
+            folder = artifact.header(_folder)
         except (LoadError, OSError):
             return None  # the load will say what is wrong
         bytes_ = int(folder.variables_bytes * _RESTORED_RATIO) + folder.graph_bytes * _GRAPH_RATIO + _FIRST_USE_BYTES
         return Estimate.private(bytes_, certainty=Certainty.CONSERVATIVE, why="the sizes of the variables and of the graph")
 
     @classmethod
-    def from_path(cls, path: str, loaded: LoadedFile, *, tags: Any = None, **_: Any) -> Any:
-        checked_stat(path)
-        read_folder(path)
-        with large_blocks_given_back():
-            return require("tensorflow", "TensorFlow SavedModels").saved_model.load(path, tags=tags)
+    def from_path(cls, artifact: Artifact, terms: Terms) -> Built:
+        artifact.header(_folder)
+        with large_blocks_given_back(), artifact.by_name() as path:
+            tensorflow = require("tensorflow", "TensorFlow SavedModels")
+            return Built(tensorflow.saved_model.load(path, tags=terms.options.get("tags")))
 
     @classmethod
-    def from_buffer(cls, buffer: bytes | bytearray | memoryview, loaded: LoadedFile, **_: Any) -> Any:
+    def from_buffer(cls, buffer: bytes | bytearray | memoryview, artifact: Artifact, terms: Terms) -> Built:
         raise ModelBinarizationError(
-            f"{loaded.name}: a SavedModel is a folder, and its content came as bytes; give the folder's path",
-            path=loaded.path,
+            f"{artifact.name}: a SavedModel is a folder, and its content came as bytes; give the folder's path",
+            path=artifact.path,
             format=cls.format.value,
         )
 
     @classmethod
-    def explain(cls, error: Exception, loaded: LoadedFile) -> MLupError:
+    def explain(cls, error: Exception, artifact: Artifact) -> MLupError:
         # TensorFlow's own errors (DataLossError, NotFoundError, ...) carry the code of the status.
         if isinstance(error, OSError) or hasattr(error, "error_code"):
             return CorruptModelError(
-                f"{loaded.name}: expected a whole SavedModel, found a folder that TensorFlow cannot restore"
+                f"{artifact.name}: expected a whole SavedModel, found a folder that TensorFlow cannot restore"
                 f" ({type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else 'no message'});"
                 " copy or export it again",
-                path=loaded.path,
+                path=artifact.path,
                 format=cls.format.value,
             )
-        return super().explain(error, loaded)
+        return super().explain(error, artifact)
+
+
+def _folder(path: Any, name: str) -> Any:
+    return read_folder(path)
 
 
 def _is_hdf5(file: BinaryIO) -> bool:

@@ -12,10 +12,11 @@ import pickle
 from types import SimpleNamespace
 from typing import Any, BinaryIO, ClassVar
 
-from mlup_stream.delivery.kinds import Delivery, Mapping
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.artifact import Artifact
+from mlup_stream.delivery.kinds import Delivery, MappingMode
 from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.private_file import private_file
+from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ConfigError, LoadError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
@@ -85,78 +86,80 @@ class TorchBinarizer(_TorchFormat):
     options: ClassVar[frozenset[str]] = frozenset({"map_location", "weights_only"})
 
     @classmethod
-    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
-        found, reads_it_whole = _directory(loaded_file), delivery is Delivery.BYTES and not loaded_file.has_content
+    def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
+        found, reads_it_whole = _directory(artifact), terms.delivery is Delivery.BYTES and not artifact.has_content
         if found is None:
             return None
         structure_bytes = _structure_bytes(found)
         certainty = Certainty.EXACT if structure_bytes <= 0.02 * found.payload_bytes else Certainty.CONSERVATIVE
         why = "the directory of the torch zip"
-        if delivery is Delivery.VIEW and found.is_stored and not loaded_file.has_content:
+        if terms.delivery is Delivery.VIEW and found.is_stored and not artifact.has_content:
             return Estimate.in_place(
-                loaded_file.size_bytes, certainty=certainty, why=why, private_bytes=structure_bytes, copy_on_write=True
+                artifact.size_bytes, certainty=certainty, why=why, private_bytes=structure_bytes, copy_on_write=True
             )
         private = Estimate.private(found.payload_bytes + structure_bytes, certainty=certainty, why=why)
-        return private.with_raw(loaded_file.size_bytes) if reads_it_whole else private
+        return private.with_raw(artifact.size_bytes) if reads_it_whole else private
 
     @classmethod
-    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
-        return cls._load(path, loaded, options)
+    def from_path(cls, artifact: Artifact, terms: Terms) -> Built:
+        with artifact.by_name() as path:
+            return cls._load(path, artifact, terms)
 
     @classmethod
-    def from_file(cls, file: BinaryIO, loaded: LoadedFile, **options: Any) -> Any:
+    def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:
         if _is_tar(file) and not hasattr(getattr(file, "raw", file), "fileno"):
             with private_file(file) as path:
-                return cls._load(path, loaded, options)
-        return cls._load(file, loaded, options)
+                return cls._load(path, artifact, terms)
+        return cls._load(file, artifact, terms)
 
     @classmethod
-    def from_view(cls, view: View, loaded: LoadedFile, **options: Any) -> Any:
+    def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
         torch = require("torch", "torch models")
-        if loaded.mapping is Mapping.READ_ONLY:
+        if not terms.writable:
             raise ConfigError(
-                f"{loaded.name}: mapping='read-only' is not possible with torch, which would die of a write; leave it at 'auto'",
+                f"{artifact.name}: mapping='read-only' is not possible with torch, which would die of a write;"
+                " leave it at 'auto'",
                 field="mapping",
-                value=loaded.mapping.value,
-                allowed=(Mapping.AUTO.value, Mapping.COPY_ON_WRITE.value),
+                value=terms.mapping.value,
+                allowed=(MappingMode.AUTO.value, MappingMode.COPY_ON_WRITE.value),
             )
-        found = directory_of(view, loaded.name)
+        found = artifact.header(directory_of)
         obstacle = _obstacle(found)
         if found is None or obstacle is not None:
-            loaded.placement = Placement(0, view.size_bytes if found is None else found.payload_bytes, (str(obstacle),))
-            return super().from_view(view, loaded, **options)
+            copied = Placement(0, view.size_bytes if found is None else found.payload_bytes, (str(obstacle),))
+            return super().from_view(view, artifact, terms)._replace(placement=copied)
         if can_map(torch):
-            options = {"map_location": None, "weights_only": False, "pickle_module": _pickle_for(loaded), **options}
+            options = {"map_location": None, "weights_only": False, "pickle_module": _pickle_for(artifact), **terms.options}
             model = _in_evaluation_mode(load_in_place(torch, view, **options))
-        elif view.path is not None:
-            model = cls._load(view.path, loaded, {"mmap": True, **options})
+        elif artifact.file is not None:
+            with artifact.by_name() as path:
+                model = cls._load(path, artifact, terms, mmap=True).model
         else:
-            return super().from_view(view, loaded, **options)
-        loaded.placement = Placement(found.payload_bytes, 0)
-        return model
+            return super().from_view(view, artifact, terms)
+        return Built(model, Placement(found.payload_bytes, 0))
 
     @classmethod
-    def _load(cls, source: str | BinaryIO, loaded: LoadedFile, options: dict[str, Any]) -> Any:
+    def _load(cls, source: str | BinaryIO, artifact: Artifact, terms: Terms, **more: Any) -> Built:
         torch = require("torch", "torch models")
-        options = {"weights_only": False, **options}
-        pickle_module = None if options["weights_only"] else _pickle_for(loaded)
-        return _in_evaluation_mode(torch.load(source, pickle_module=pickle_module, **options))
+        options = {"weights_only": False, **terms.options, **more}
+        pickle_module = None if options["weights_only"] else _pickle_for(artifact)
+        return Built(_in_evaluation_mode(torch.load(source, pickle_module=pickle_module, **options)))
 
     @classmethod
-    def explain(cls, error: Exception, loaded: LoadedFile) -> MLupError:
+    def explain(cls, error: Exception, artifact: Artifact) -> MLupError:
         if isinstance(error, pickle.UnpicklingError) and any(words in str(error) for words in _SAYS_NOT_ADMITTED):
             return ModelBinarizationError(
-                f"{loaded.name}: it holds more than weights, which weights_only=True does not admit; if you trust the file,"
+                f"{artifact.name}: it holds more than weights, which weights_only=True does not admit; if you trust the file,"
                 ' leave binarization_kwargs["weights_only"] out',
-                path=loaded.path,
+                path=artifact.path,
                 format=cls.format.value,
             )
-        return super().explain(error, loaded)
+        return super().explain(error, artifact)
 
 
-def _directory(loaded_file: LoadedFile) -> TorchZip | None:
+def _directory(artifact: Artifact) -> TorchZip | None:
     try:
-        return loaded_file.look(directory_of)
+        return artifact.header(directory_of)
     except (LoadError, OSError):
         return None  # the load will say what is wrong
 
@@ -168,8 +171,8 @@ class TorchJITBinarizer(_TorchFormat):
     deliveries = (Delivery.PATH, Delivery.BYTES)
 
     @classmethod
-    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
-        found, reads_it_whole = _directory(loaded_file), delivery is Delivery.BYTES and not loaded_file.has_content
+    def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
+        found, reads_it_whole = _directory(artifact), terms.delivery is Delivery.BYTES and not artifact.has_content
         if found is None:
             return None
         code_bytes = sum(entry.size_bytes for entry in found.structure if entry.name.endswith(".py"))
@@ -178,24 +181,28 @@ class TorchJITBinarizer(_TorchFormat):
         private = Estimate.private(
             found.payload_bytes + structure_bytes, certainty=certainty, why="the directory of the TorchScript archive"
         )
-        return private.with_raw(loaded_file.size_bytes) if reads_it_whole else private
+        return private.with_raw(artifact.size_bytes) if reads_it_whole else private
 
     @classmethod
-    def from_path(cls, path: str, loaded: LoadedFile, **options: Any) -> Any:
-        torch = require("torch", "torchscript models")
-        model = torch.jit.load(path, **options)
-        model.eval()
-        return model
+    def from_path(cls, artifact: Artifact, terms: Terms) -> Built:
+        with artifact.by_name() as path:
+            return cls._load(path, terms)
 
     @classmethod
-    def from_file(cls, file: BinaryIO, loaded: LoadedFile, **options: Any) -> Any:
+    def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:
         with private_file(file) as path:
-            return cls.from_path(path, loaded, **options)
+            return cls._load(path, terms)
 
     @classmethod
-    def from_buffer(cls, buffer: bytes | bytearray | memoryview, loaded: LoadedFile, **options: Any) -> Any:
+    def from_buffer(cls, buffer: bytes | bytearray | memoryview, artifact: Artifact, terms: Terms) -> Built:
         with private_file(buffer) as path:
-            return cls.from_path(path, loaded, **options)
+            return cls._load(path, terms)
+
+    @classmethod
+    def _load(cls, path: str, terms: Terms) -> Built:
+        model = require("torch", "torchscript models").jit.load(path, **terms.options)
+        model.eval()
+        return Built(model)
 
 
 def _structure_bytes(found: TorchZip) -> int:
@@ -212,11 +219,11 @@ def _obstacle(found: TorchZip | None) -> str | None:
     return None if found.is_stored else "members of the zip are compressed"
 
 
-def _pickle_for(loaded: LoadedFile) -> SimpleNamespace:
+def _pickle_for(artifact: Artifact) -> SimpleNamespace:
     """What torch takes of the module `pickle`, with an unpickler that says which class it could not find."""
 
     class Unpickler(FindsClasses, pickle.Unpickler):
-        model_name = loaded.name
+        model_name = artifact.name
         format_name = "torch file"
 
     return SimpleNamespace(__name__="pickle", Unpickler=Unpickler, load=pickle.load)

@@ -16,11 +16,13 @@ import contextlib
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
+from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.kinds import Delivery, Optimize
-from mlup_stream.delivery.loaded_file import LoadedFile
-from mlup_stream.delivery.reader import open_buffer, open_stream
+from mlup_stream.delivery.reader import open_buffer
+from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.errors import CorruptModelError
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
@@ -59,24 +61,22 @@ class XGBoostBinarizer(FormatBinarizer):
         require("xgboost", "XGBoost models")
 
     @classmethod
-    def prepare_for(cls, options: dict[str, Any]) -> None:
+    def prepare_for(cls, options: Mapping[str, Any]) -> None:
         cls.prepare()
         require("numpy", "XGBoost models")
 
     @classmethod
-    def estimate(cls, loaded_file: LoadedFile, delivery: Delivery) -> Estimate | None:
-        if loaded_file.has_content or loaded_file.path is None:
+    def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
+        if artifact.has_content:
             return None
         try:
-            with open(loaded_file.path, "rb") as file:
-                encoding = _encoding_of(file, loaded_file)
-                found = _TREES.search(file.read(_HEAD_BYTES))
+            encoding, found = artifact.header(_head)
         except (CorruptModelError, OSError):
             return None  # the load will say what is wrong
         peak, settled = _RATIOS[encoding]
-        size_bytes = loaded_file.size_bytes
+        size_bytes = artifact.size_bytes
         # As many as the smallest trees would be, where it is not known how many there are.
-        trees = int(found[1]) if found else size_bytes // 1024
+        trees = found if found is not None else size_bytes // 1024
         objects_bytes = _TREE_BYTES * min(trees, size_bytes // 512) if encoding == "ubj" else 0
         estimate = Estimate.private(
             int(peak * size_bytes) + objects_bytes + _FIRST_USE_BYTES,
@@ -84,34 +84,29 @@ class XGBoostBinarizer(FormatBinarizer):
             certainty=Certainty.CONSERVATIVE,
             why=f"the size of the {encoding}",
         )
-        return estimate.with_raw(size_bytes) if delivery is Delivery.BYTES else estimate
+        return estimate.with_raw(size_bytes) if terms.delivery is Delivery.BYTES else estimate
 
     @classmethod
-    def from_path(cls, path: str, loaded: LoadedFile, *, params: dict[str, Any] | None = None, **_: Any) -> Any:
-        with open_stream(path, drop_behind=False, window_bytes=WINDOW_BYTES, on_window=loaded.on_window) as file:
-            encoding = _encoding_of(file, loaded)
-            check(file, loaded.name, is_json=encoding == "json")
-        if path.lower().endswith(_SUFFIXES[encoding]):
-            return _booster(path, loaded, params)
-        with tempfile.TemporaryDirectory(prefix="mlup-stream-") as folder:
-            link = os.path.join(folder, "model." + encoding)
-            os.symlink(os.path.abspath(path), link)
-            return _booster(link, loaded, params)
+    def from_path(cls, artifact: Artifact, terms: Terms) -> Built:
+        with artifact.open(window_bytes=WINDOW_BYTES, on_window=terms.on_window) as file:
+            encoding = _encoding_of(file, artifact.name)
+            check(file, artifact.name, is_json=encoding == "json")
+        # The name of the open file in /proc has no suffix that XGBoost knows.
+        with artifact.by_name(own=True) as path:
+            if path.lower().endswith(_SUFFIXES[encoding]):
+                return _booster(path, terms)
+            with tempfile.TemporaryDirectory(prefix="mlup-stream-") as folder:
+                link = os.path.join(folder, "model." + encoding)
+                os.symlink(os.path.abspath(path), link)
+                return _booster(link, terms)
 
     @classmethod
-    def from_buffer(
-        cls,
-        buffer: bytes | bytearray | memoryview,
-        loaded: LoadedFile,
-        *,
-        params: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> Any:
+    def from_buffer(cls, buffer: bytes | bytearray | memoryview, artifact: Artifact, terms: Terms) -> Built:
         with open_buffer(buffer) as file:
-            encoding = _encoding_of(file, loaded)
-            check(file, loaded.name, is_json=encoding == "json")
+            encoding = _encoding_of(file, artifact.name)
+            check(file, artifact.name, is_json=encoding == "json")
         # The library takes a bytearray and nothing else.
-        return _booster(buffer if isinstance(buffer, bytearray) else bytearray(buffer), loaded, params)
+        return _booster(buffer if isinstance(buffer, bytearray) else bytearray(buffer), terms)
 
     @classmethod
     def is_corrupt(cls, error: Exception) -> bool:
@@ -119,7 +114,7 @@ class XGBoostBinarizer(FormatBinarizer):
         return type(error).__name__ == "XGBoostError" or super().is_corrupt(error)
 
 
-def _encoding_of(file: BinaryIO, loaded: LoadedFile) -> str:
+def _encoding_of(file: BinaryIO, name: str) -> str:
     """JSON begins with a brace and text; UBJSON with a brace and a length's type, or a count (universal binary JSON, draft 12).
 
     Both end with the brace's counterpart: most files that are cut off are told by that. Leaves the file at its beginning.
@@ -131,16 +126,23 @@ def _encoding_of(file: BinaryIO, loaded: LoadedFile) -> str:
     if head[:1] != b"{" or not tail.rstrip(b" \r\n\t").endswith(b"}"):
         found = f"{head!r} at its start and {tail[-2:]!r} at its end"
         raise CorruptModelError(
-            f"{loaded.name}: expected a whole XGBoost model, an object from '{{' to '}}', found {found};"
+            f"{name}: expected a whole XGBoost model, an object from '{{' to '}}', found {found};"
             " it may be truncated: copy or save it again",
-            path=loaded.path,
+            path=name,
             format=Format.XGBOOST.value,
         )
     return "json" if head[1:2] in (b'"', b" ", b"\n", b"\r", b"\t", b"}") else "ubj"
 
 
-def _booster(source: str | bytearray, loaded: LoadedFile, params: dict[str, Any] | None) -> Any:
-    booster = require("xgboost", "XGBoost models").Booster(params)
-    with contextlib.nullcontext() if loaded.optimize is Optimize.SPEED else one_processor():
+def _head(file: BinaryIO, name: str) -> tuple[str, int | None]:
+    """The encoding, and how many trees there are, where the beginning of the file says so."""
+    encoding = _encoding_of(file, name)
+    found = _TREES.search(file.read(_HEAD_BYTES))
+    return encoding, int(found[1]) if found else None
+
+
+def _booster(source: str | bytearray, terms: Terms) -> Built:
+    booster = require("xgboost", "XGBoost models").Booster(terms.options.get("params"))
+    with contextlib.nullcontext() if terms.optimize is Optimize.SPEED else one_processor():
         booster.load_model(source)
-    return booster
+    return Built(booster)

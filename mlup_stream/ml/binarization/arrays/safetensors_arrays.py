@@ -34,9 +34,12 @@ class Arrays(Protocol):
     def room(self, tensor: Tensor) -> Room:
         """The tensor in memory of its own, its bytes not read yet."""
 
+    def finished(self, room: Room) -> Any:
+        """The tensor, once its bytes were read."""
+
 
 class NumpyArrays:
-    """`numpy.ndarray`. The types that numpy has not come from `ml_dtypes`, where that is installed."""
+    """`numpy.ndarray`. The types that NumPy does not have come from `ml_dtypes`, where that is installed."""
 
     needs_writable = False
     needs_alignment = False
@@ -65,20 +68,28 @@ class NumpyArrays:
         "F8_E5M2FNUZ": "float8_e5m2fnuz",
     }
 
-    def __init__(self, file_name: str) -> None:
+    def __init__(self, file_name: str, *, writable: bool = True) -> None:
         self._numpy = require("numpy", "safetensors files")
         self._file_name = file_name
+        self._writable = writable
 
     def over(self, buffer: memoryview, tensor: Tensor) -> Any:
         dtype = self._dtype(tensor)
         if tensor.size_bytes == 0:
-            return self._numpy.empty(tensor.shape, dtype)
+            return self._with_flags(self._numpy.empty(tensor.shape, dtype))
         count = tensor.size_bytes // dtype.itemsize
         return self._numpy.frombuffer(buffer, dtype, count, tensor.start).reshape(tensor.shape)
 
     def room(self, tensor: Tensor) -> Room:
         array = self._numpy.empty(tensor.shape, self._dtype(tensor))
         return Room(array, memoryview(array.reshape(-1).view(self._numpy.uint8)))
+
+    def finished(self, room: Room) -> Any:
+        return self._with_flags(room.tensor)
+
+    def _with_flags(self, array: Any) -> Any:
+        array.flags.writeable = self._writable
+        return array
 
     def _dtype(self, tensor: Tensor) -> Any:
         name = self._NAMES.get(tensor.dtype)
@@ -127,7 +138,7 @@ class TorchTensors:
         "F4": "float4_e2m1fn_x2",
     }
 
-    def __init__(self, file_name: str) -> None:
+    def __init__(self, file_name: str, *, writable: bool = True) -> None:
         self._torch = require("torch", "safetensors files as torch tensors")
         self._numpy = require("numpy", "safetensors files")
         self._file_name = file_name
@@ -143,6 +154,9 @@ class TorchTensors:
         flat = self._torch.empty(tensor.size_bytes, dtype=self._torch.uint8)
         target = memoryview(flat.numpy())
         return Room(flat.view(self._dtype(tensor)).reshape(self._shape(tensor)), target)
+
+    def finished(self, room: Room) -> Any:
+        return room.tensor
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
         """The shape in torch's items, of which one holds two of F4."""

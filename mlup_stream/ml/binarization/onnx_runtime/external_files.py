@@ -9,52 +9,58 @@ from __future__ import annotations
 import os
 from pathlib import PurePath
 
-from mlup_stream.delivery.files import checked_stat
+from mlup_stream.delivery.artifact import Artifact, artifact_of
+from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import CorruptModelError, ModelBinarizationError, ModelNotFoundError
 from mlup_stream.formats.onnx.layout import Layout
 
-__all__ = ["check_external_files"]
+__all__ = ["check_external_files", "external_files"]
 
 
-def check_external_files(layout: Layout, folder: str, name: str) -> None:
-    """Makes sure that each file is there and long enough.
+def external_files(layout: Layout, folder: str, artifact: Artifact) -> dict[str, Artifact]:
+    """The files by the names that the model gives them, each of them there and long enough; open from now on.
 
     Args:
         layout: The walk of the model.
         folder: Where the model lies.
-        name: What messages call it.
+        artifact: The model.
 
     Raises:
         ModelNotFoundError: A file is missing.
         CorruptModelError: It is shorter than the model says, or what the model says is not a number.
-        ModelBinarizationError: The name leads out of the model's folder, or only the model's own file was copied.
+        ModelBinarizationError: The name leads out of the model's folder.
     """
-    if folder.startswith("/proc/"):
-        raise ModelBinarizationError(
-            f"{name}: a snapshot of the model does not have the other files that its weights lie in; load it with snapshot=False",
-            path=name,
-            format="onnx",
-        )
-    sizes: dict[str, int] = {}
+    name = artifact.name
+    files: dict[str, Artifact] = {}
     for tensor in layout.tensors:
         if not tensor.external:
             continue
         location = tensor.external.get("location", "")
-        if location not in sizes:
-            sizes[location] = _size_bytes(location, folder, name)
+        if location not in files:
+            files[location] = _opened(location, folder, artifact)
         offset = _number(tensor.external.get("offset"), 0, tensor.name, name)
         length = _number(tensor.external.get("length"), tensor.size_bytes, tensor.name, name)
-        if offset + length > sizes[location]:
+        if offset + length > files[location].size_bytes:
             raise CorruptModelError(
                 f"{name}: expected {length} bytes of {tensor.name!r} at {offset} in {location!r}, found a file of"
-                f" {sizes[location]} bytes; copy it again",
+                f" {files[location].size_bytes} bytes; copy it again",
                 path=name,
                 format="onnx",
             )
+    return files
 
 
-def _size_bytes(location: str, folder: str, name: str) -> int:
-    pure = PurePath(location)
+def check_external_files(layout: Layout, folder: str, path: str) -> None:
+    """The same for the model at `path`, whose files are closed again."""
+    artifact = artifact_of(LoadedFile(path=path))
+    try:
+        external_files(layout, folder, artifact)
+    finally:
+        artifact.release()
+
+
+def _opened(location: str, folder: str, artifact: Artifact) -> Artifact:
+    name, pure = artifact.name, PurePath(location)
     if not location or "\0" in location or pure.is_absolute() or ".." in pure.parts:
         raise ModelBinarizationError(
             f"{name}: expected its weights in files beside it, found the name {location!r}; save the model anew, with external"
@@ -63,7 +69,7 @@ def _size_bytes(location: str, folder: str, name: str) -> int:
             format="onnx",
         )
     try:
-        return checked_stat(os.path.join(folder, location)).st_size
+        return artifact.beside(os.path.join(folder, location))
     except ModelNotFoundError as error:
         raise ModelNotFoundError(
             f"{name}: its weights lie in {location!r}, which is not there ({error}); copy it beside the model", path=name

@@ -8,32 +8,33 @@ Copied: the same, with a buffer of our own instead of the file. What onnxruntime
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import platform
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy
 import onnxruntime
 
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.artifact import Artifact
+from mlup_stream.delivery.pinned import PinnedFile
 from mlup_stream.delivery.placement import Placement
-from mlup_stream.delivery.view import View
+from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.errors import ModelBinarizationError
 from mlup_stream.formats.onnx.external import Place, without_payloads
-from mlup_stream.formats.onnx.head import is_ort
-from mlup_stream.formats.onnx.layout import MIN_PAYLOAD_BYTES, Layout, walk
+from mlup_stream.formats.onnx.layout import Layout
 from mlup_stream.formats.onnx.tensor import Tensor
 from mlup_stream.formats.onnx.wire import Field
 from mlup_stream.formats.source import Source
 from mlup_stream.memory.watch import is_out_of_memory
 from mlup_stream.ml.binarization.onnx_runtime.abilities import Abilities
-from mlup_stream.ml.binarization.onnx_runtime.external_files import check_external_files
+from mlup_stream.ml.binarization.onnx_runtime.external_files import external_files
 from mlup_stream.ml.binarization.onnx_runtime.messages import plain_words
-from mlup_stream.ml.binarization.onnx_runtime.pinned_name import Name, check_name, leads_to, named, own_name
+from mlup_stream.ml.binarization.onnx_runtime.pinned_name import Names, own_names, pinned_names
 from mlup_stream.ml.binarization.onnx_runtime.placement import NewMaps, Placed, placement_of
 from mlup_stream.ml.binarization.onnx_runtime.policy import Policy, policy_for
 from mlup_stream.ml.binarization.onnx_runtime.session import PredictSession, config_entry, configured, session_options
@@ -51,7 +52,6 @@ _FOLDER = "session.model_external_initializers_file_folder_path"
 _BORROW = "session.use_external_initializer_file_buffers_directly"
 _LOAD_FORMAT = "session.load_model_format"
 
-_MIN_PAYLOAD_BYTES = MIN_PAYLOAD_BYTES
 _MAX_SHAPE_ELEMENTS = {"int32": 64, "int64": 64}
 _MAX_SCALE_ELEMENTS = 10
 """What operators read to infer shapes are vectors with an element or two for each dimension or part: integers, and scales."""
@@ -69,32 +69,39 @@ class Opener:
 
     Args:
         kind: The class of the session.
+        layout: The walk of it; None for a model in onnxruntime's own format.
         source: The model.
-        loaded: Where it came from and what to prefer; its `placement` is filled in.
-        keywords: The user's keyword arguments for `InferenceSession`.
+        artifact: Where it came from.
+        terms: What to prefer; the options are the user's keyword arguments for `InferenceSession`.
 
     Raises:
-        CorruptModelError: It is not a whole ONNX model, or a file that it refers to is too short.
+        CorruptModelError: A file that it refers to is too short.
         ModelNotFoundError: A file that it refers to is not there.
     """
 
-    def __init__(self, kind: type[PredictSession], source: Source, loaded: LoadedFile, keywords: dict[str, Any]) -> None:
+    def __init__(
+        self, kind: type[PredictSession], layout: Layout | None, source: Source, artifact: Artifact, terms: Terms
+    ) -> None:
         self._kind = kind
         self._source = source
-        self._loaded = loaded
-        self._keywords = keywords
-        self._options = session_options(keywords.get("sess_options"))
-        self._users_own = self._options is keywords.get("sess_options")
-        self._layout = None if is_ort(source) else walk(source, min_payload_bytes=_MIN_PAYLOAD_BYTES)
-        beside = os.path.dirname(os.path.abspath(loaded.path)) if loaded.path else ""
-        self._folder = config_entry(self._options, _FOLDER) or beside
+        self._artifact = artifact
+        self._keywords = dict(terms.options)
+        self._options = session_options(terms.options.get("sess_options"))
+        self._users_own = self._options is terms.options.get("sess_options")
+        self._layout = layout
+        beside = os.path.dirname(os.path.abspath(artifact.path)) if artifact.path else ""
+        # What onnxruntime saves has to hold the weights: one made from a model without them would refer to names of ours.
+        self._saves = bool(self._options.optimized_model_filepath)
+        self._users_folder = config_entry(self._options, _FOLDER)
+        self._folder = self._users_folder or beside
         self._policy = Policy({_LOAD_FORMAT: "ORT"})
         self._movable: dict[Field, Tensor] = {}
         self._staying: list[Tensor] = []
-        if self._layout is not None:
-            self._policy = policy_for(loaded.optimize, self._layout)
-            self._sort(self._layout)
-            self._check_external_files(self._layout)
+        self._files: dict[str, Artifact] = {}
+        if layout is not None:
+            self._policy = policy_for(terms.optimize, layout)
+            self._sort(layout)
+            self._files = self._external_files(layout)
 
     def _sort(self, layout: Layout) -> None:
         """Tells what onnxruntime can be given as external data from what has to stay in the model."""
@@ -110,75 +117,95 @@ class Opener:
             self._staying.append(replace(tensor, stays_because="a process may have only so many maps"))
             del self._movable[tensor.field]
 
-    def by_path(self, path: str, why: str = "onnxruntime reads the file itself") -> PredictSession:
-        """A session over the file, which onnxruntime opens and reads as it always does; `why` is for the placement."""
-        return self._unaided(path, why, {})
+    def by_path(self, why: str = "onnxruntime reads the file itself") -> Built:
+        """A session over the file, which onnxruntime opens and reads as it always does; `why` is for the placement.
 
-    def _unaided(self, model: str | bytes, why: str, entries: dict[str, str]) -> PredictSession:
+        Raises:
+            ModelFileChanged: The file's name, or that of one beside it, leads to another file by now.
+        """
+        with self._artifact.by_name(own=bool(self._files) or not self._artifact.is_snapshot) as path:
+            built = self._unaided(path, why, {})
+        self._artifact.check_names()
+        return built
+
+    def _unaided(self, model: str | bytes, why: str, entries: dict[str, str]) -> Built:
         external = [] if self._layout is None else self._external(self._layout)
         inside_bytes = 0 if self._layout is None else self._layout.payload_bytes
         maps = NewMaps({each.path for each in external})
         session = self._open(model, entries)
         found = placement_of(external, (), maps.ranges())
-        self._loaded.placement = Placement(
-            found.mapped_bytes, found.copied_bytes + inside_bytes, found.reasons + ((why,) if inside_bytes else ())
-        )
-        return session
+        reasons = found.reasons + ((why,) if inside_bytes else ())
+        return Built(session, Placement(found.mapped_bytes, found.copied_bytes + inside_bytes, reasons))
 
-    def in_place(self, view: View) -> PredictSession:
-        """A session whose weights are mapped from the view's file.
+    def in_place(self) -> Built:
+        """A session whose weights are mapped from the files that they lie in.
 
-        Peak memory: the model without its payloads, twice, and what onnxruntime makes of it. The weights are pages of the file.
+        Peak memory: the model without its payloads, twice, and what onnxruntime makes of it. The weights are pages of the files.
 
         Raises:
-            ModelFileChanged: The file changed, or its name led to another one where it had to be opened by name.
+            ModelFileChanged: A file changed, or its name led to another one where it had to be opened by name.
         """
-        assert view.path is not None
-        layout, movable = self._layout, self._movable
-        if layout is None or not movable or not _ABILITIES.reads_inside_files or config_entry(self._options, _FOLDER):
-            session = self.by_path(view.path)
-            check_name(view)
-            return session
-        placed = [Placed(each, view.path, each.payload.body) for each in movable.values() if each.payload]
+        layout, movable, file = self._layout, self._movable, self._artifact.file
+        if layout is None or file is None or not (movable or self._files):
+            return self.by_path()
+        if not _ABILITIES.reads_inside_files or self._users_folder or self._saves:
+            return self.by_path()
+        placed = [Placed(each, _seen_as(file), each.payload.body) for each in movable.values() if each.payload]
         placed += self._external(layout)
         maps = NewMaps({each.path for each in placed})
         try:
-            with named(view, beside=bool(layout.external_locations)) as name:
-                model = self._model_in(name)
-                if name.opens_everything and model.count(b"location") != len(movable):
-                    # Something else is called so: a tensor perhaps, or a reference that hides. The model's folder confines it.
-                    name = own_name(view, follow=True)
-                    model = self._model_in(name)
-                session = self._open(model, {_FOLDER: name.folder})
+            with contextlib.ExitStack() as stack:
+                model, names = self._model_in(stack, layout, file)
+                session = self._open(model, {_FOLDER: names.folder})
         except Exception as error:
-            return self._not_in_place(view, self._why_not(error))
-        self._loaded.placement = placement_of(placed, self._staying, maps.ranges())
-        if name.is_pinned:
-            view.check()
-        else:
-            check_name(view)
-        return session
+            return self._not_in_place(self._why_not(error))
+        if not names.are_pinned:
+            self._artifact.check_names()
+        return Built(session, placement_of(placed, self._staying, maps.ranges()))
 
-    def _not_in_place(self, view: View, why: str) -> PredictSession:
-        """A session over the view's file as onnxruntime reads it; over a copy if no name leads to it any more."""
-        assert view.path is not None
-        if leads_to(view.path, view):
-            session = self.by_path(view.path, why)
-            check_name(view)
-            return session
-        with view.open() as file:
-            session = self.copied(file)
-        view.check()
-        return session
+    def _model_in(self, stack: contextlib.ExitStack, layout: Layout, file: PinnedFile) -> tuple[bytes, Names]:
+        """The model with its payloads where they lie, under names that `stack` holds, and these."""
+        others = {location: each.file for location, each in self._files.items() if each.file is not None}
+        rewritable = not any(each.external and _cannot_hoist(each, layout) for each in layout.tensors)
+        names = stack.enter_context(pinned_names([file, *others.values()])) if rewritable else None
+        if names is not None:
+            places = {location: names.locations[each.path] for location, each in others.items()}
 
-    def copied(self, file: BinaryIO) -> PredictSession:
+            def place(tensor: Tensor) -> Place | None:
+                if tensor.external:
+                    return Place(places[tensor.external["location"]], int(tensor.external.get("offset", "0")))
+                return Place(names.locations[file.path], tensor.payload.body) if tensor.payload else None
+
+            model = self._model_with(place)
+            rewritten = len(self._movable) + sum(1 for tensor in layout.tensors if tensor.external)
+            if not names.open_everything or model.count(b"location") == rewritten:
+                return model, names
+            # Something else is called so: a tensor perhaps, or a reference that hides. The model's folder confines it.
+        own = own_names(file.path, follow=not others)
+        location = own.locations[file.path]
+        inside = self._model_with(
+            lambda tensor: Place(location, tensor.payload.body) if tensor.payload and not tensor.external else None
+        )
+        return inside, own
+
+    def _not_in_place(self, why: str) -> Built:
+        """A session over the file as onnxruntime reads it; over a copy if no name leads to it any more."""
+        file = self._artifact.file
+        assert file is not None
+        self._options = session_options(self._keywords.get("sess_options"))
+        if self._artifact.is_snapshot or file.leads_here():
+            return self.by_path(why)
+        with self._artifact.open() as content:
+            return self.copied(content)
+
+    def copied(self, file: BinaryIO) -> Built:
         """A session whose weights are copied once, in pieces, into private memory that onnxruntime uses as it is.
 
         Peak memory: the payload, the model without it twice, and 8 MiB.
         """
         layout = self._layout
         # An object of the user's would keep pointing to our memory when that is gone.
-        if layout is None or self._users_own or layout.external_locations or not _ABILITIES.borrows_buffers:
+        if layout is None or self._users_own or self._files or self._saves or not _ABILITIES.borrows_buffers:
             return self._as_it_is(file, "onnxruntime copies it itself")
         # Functions are expanded after onnxruntime has looked for its buffers.
         self._movable = {field: tensor for field, tensor in self._movable.items() if not tensor.home.in_function}
@@ -202,13 +229,12 @@ class Opener:
             self._options = session_options(self._keywords.get("sess_options"))
             return self._as_it_is(file, why)
         session.payload = buffer
-        self._loaded.placement = Placement(0, layout.payload_bytes, ("the delivery copies it into private memory",))
-        return session
+        return Built(session, Placement(0, layout.payload_bytes, ("the delivery copies it into private memory",)))
 
-    def _as_it_is(self, file: BinaryIO, why: str) -> PredictSession:
-        """A session over the file's path if there is one, or over all its bytes."""
-        if self._loaded.path is not None and not self._loaded.has_content:
-            return self.by_path(self._loaded.path, why)
+    def _as_it_is(self, file: BinaryIO, why: str) -> Built:
+        """A session over the file's name if there is one, or over all its bytes."""
+        if self._artifact.file is not None:
+            return self.by_path(why)
         file.seek(0)
         return self._unaided(file.read(), why, {_FOLDER: self._folder})
 
@@ -217,7 +243,7 @@ class Opener:
         if is_out_of_memory(error):
             raise error
         said = plain_words(error)
-        logger.info("%s: onnxruntime does not take its weights as external data (%s)", self._loaded.name, said)
+        logger.info("%s: onnxruntime does not take its weights as external data (%s)", self._artifact.name, said)
         return f"onnxruntime does not take it as external data: {said}"
 
     def _fill(self, target: memoryview, file: BinaryIO) -> None:
@@ -242,46 +268,54 @@ class Opener:
         return session
 
     def _model_with(self, place: Callable[[Tensor], Place | None]) -> bytes:
-        """The model with the payloads that can be moved where `place` says."""
+        """The model with the payloads that can be moved, and those that lie elsewhere already, where `place` says."""
         assert self._layout is not None
         movable = self._movable
-        return without_payloads(self._source, self._layout, lambda tensor: place(tensor) if tensor.field in movable else None)
-
-    def _model_in(self, name: Name) -> bytes:
-        """The model with the payloads that can be moved where they lie in this very file, under a name of it."""
-        return self._model_with(lambda tensor: Place(name.location, tensor.payload.body) if tensor.payload else None)
+        return without_payloads(
+            self._source, self._layout, lambda tensor: place(tensor) if tensor.field in movable or tensor.external else None
+        )
 
     def _external(self, layout: Layout) -> list[Placed]:
+        files = {location: _seen_as(each.file) for location, each in self._files.items() if each.file is not None}
         return [
-            Placed(each, os.path.join(self._folder, each.external["location"]), int(each.external.get("offset", "0")))
+            Placed(each, files[each.external["location"]], int(each.external.get("offset", "0")))
             for each in layout.tensors
             if each.external
         ]
 
-    def _check_external_files(self, layout: Layout) -> None:
+    def _external_files(self, layout: Layout) -> dict[str, Artifact]:
         if not layout.external_locations:
-            return
+            return {}
         if not self._folder:
             raise ModelBinarizationError(
-                f"{self._loaded.name}: its weights lie in {layout.external_locations[0]!r}, and content without a path has no"
+                f"{self._artifact.name}: its weights lie in {layout.external_locations[0]!r}, and content without a path has no"
                 f' folder to look in; give the path, or sess_options={{"{_FOLDER}": "the folder"}}',
                 path=None,
                 format="onnx",
             )
-        check_external_files(layout, self._folder, self._loaded.name)
+        return external_files(layout, self._folder, self._artifact)
+
+
+def _seen_as(file: PinnedFile) -> str:
+    """A name by which the file is found among the maps of this process, wherever its own name leads by now."""
+    return file.pinned_name or file.path
 
 
 def _why_it_stays(tensor: Tensor, layout: Layout) -> str:
     """Why onnxruntime cannot be given the tensor as external data; empty if it can."""
-    home = tensor.home
     if len(tensor.dims) <= 1 and math.prod(tensor.dims) <= _MAX_SHAPE_ELEMENTS.get(tensor.type_name, _MAX_SCALE_ELEMENTS):
         return "onnxruntime reads shapes, axes and the like before it maps anything"
-    cannot_hoist = home.in_function or layout.ir_version < _FIRST_IR_VERSION_THAT_HOISTS or "" not in layout.opsets
-    if home.depth and cannot_hoist:
+    if _cannot_hoist(tensor, layout):
         return "it is in a graph within another, and cannot be moved to the outermost"
     if not _READS_UNALIGNED and tensor.payload and tensor.payload.body % tensor.alignment_bytes:
         return "it is not aligned, and this processor needs it to be"
     return ""
+
+
+def _cannot_hoist(tensor: Tensor, layout: Layout) -> bool:
+    home = tensor.home
+    at_all = not home.in_function and layout.ir_version >= _FIRST_IR_VERSION_THAT_HOISTS and "" in layout.opsets
+    return bool(home.depth) and not at_all
 
 
 def _side_by_side(tensors: list[Tensor]) -> tuple[dict[Field, Place], int]:

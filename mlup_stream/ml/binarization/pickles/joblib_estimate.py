@@ -14,8 +14,9 @@ from __future__ import annotations
 import dataclasses
 from typing import BinaryIO
 
-from mlup_stream.delivery.kinds import Delivery, Mapping, Optimize
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.artifact import Artifact
+from mlup_stream.delivery.kinds import Delivery, Optimize
+from mlup_stream.delivery.terms import Terms
 from mlup_stream.errors import LoadError
 from mlup_stream.formats.pickles.joblib import JoblibStructure, survey
 from mlup_stream.formats.pickles.unpacked_size import claimed_size_bytes
@@ -56,19 +57,20 @@ class _Found:
     claimed: bool = False
 
 
-def estimate_of(loaded: LoadedFile, delivery: Delivery) -> Estimate | None:
+def estimate_of(artifact: Artifact, terms: Terms) -> Estimate | None:
     """The estimate for a joblib file; None if nothing can be said: it is damaged, which the load will explain."""
     try:
-        found = loaded.look(_find_out)
+        found = artifact.header(_find_out)
     except (LoadError, OSError):
         return None
-    estimate = _compressed(found) if found.structure is None else _plain(found, found.structure, loaded, delivery)
-    if estimate is None or delivery is not Delivery.BYTES or loaded.has_content:
+    in_view = terms.delivery is Delivery.VIEW and not artifact.has_content
+    estimate = _compressed(found) if found.structure is None else _plain(found, found.structure, terms, in_view=in_view)
+    if estimate is None or terms.delivery is not Delivery.BYTES or artifact.has_content:
         return estimate
     return estimate.with_raw(found.size_bytes)
 
 
-def _plain(found: _Found, structure: JoblibStructure, loaded: LoadedFile, delivery: Delivery) -> Estimate:
+def _plain(found: _Found, structure: JoblibStructure, terms: Terms, *, in_view: bool) -> Estimate:
     objects_bytes = structure.structure_bytes * _TIMES_AS_OBJECTS
     trifle_bytes = max(_TRIFLE_BYTES, structure.payload_bytes * _TRIFLE_SHARE)
     if structure.whole and objects_bytes <= trifle_bytes:
@@ -76,16 +78,14 @@ def _plain(found: _Found, structure: JoblibStructure, loaded: LoadedFile, delive
     else:
         certainty = Certainty.UNKNOWN
         why = f"the survey of the joblib file, and objects at {_TIMES_AS_OBJECTS} times their pickled size"
-    in_view = delivery is Delivery.VIEW and not loaded.has_content
-    copy_on_write = loaded.mapping is Mapping.COPY_ON_WRITE
-    if in_view and not found.copies and loaded.optimize is not Optimize.SPEED:
+    if in_view and not found.copies and terms.optimize is not Optimize.SPEED:
         return Estimate.in_place(
-            found.size_bytes, certainty=certainty, why=why, private_bytes=objects_bytes, copy_on_write=copy_on_write
+            found.size_bytes, certainty=certainty, why=why, private_bytes=objects_bytes, copy_on_write=terms.writable
         )
     settled_bytes = structure.payload_bytes + objects_bytes
     if in_view and found.copies:  # one array after the other is touched in the map while it is copied
         touched_bytes = structure.largest_payload_bytes + _READ_ON_BYTES
-        writable_bytes = found.size_bytes if copy_on_write else 0
+        writable_bytes = found.size_bytes if terms.writable else 0
         return Estimate(
             settled_bytes, touched_bytes, settled_bytes, 0, certainty, why, found.size_bytes, writable_bytes
         )

@@ -8,43 +8,42 @@ named in the pickle.
 
 from __future__ import annotations
 
-from typing import Any, BinaryIO
+from typing import Any
 
+from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.kinds import Delivery
-from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import LoadError
-from mlup_stream.formats.pickles.frames import PickleStructure, walk
-from mlup_stream.formats.source import Source
+from mlup_stream.formats.pickles.frames import PickleStructure
 from mlup_stream.memory.estimate import Certainty, Estimate
-from mlup_stream.units import KIB, MIB
+from mlup_stream.ml.binarization.pickles.structure import structure_of
+from mlup_stream.units import MIB
 
 __all__ = ["estimate_of"]
 
 _TIMES_AS_OBJECTS = 10
 _TRIFLE_BYTES = 1 * MIB
 _TRIFLE_SHARE = 1 / 50
-_NAMES_BYTES = 64 * KIB  # the first frame, in which a class is named when it first comes
 _COPIES_ITS_ARRAYS = (b"sklearn.tree._tree",)
 _MAKES_ARRAYS = b"numpy"
 
 
-def estimate_of(loaded: LoadedFile, delivery: Delivery, *, in_place: Any, copy_on_write: bool) -> Estimate | None:
+def estimate_of(artifact: Artifact, delivery: Delivery | None, *, in_place: Any, copy_on_write: bool) -> Estimate | None:
     """The estimate for a pickle; None if the file cannot be walked over, which the load will explain.
 
     Args:
-        loaded: The file or its content.
+        artifact: The file or its content.
         delivery: How the bytes are to travel.
         in_place: Says of a structure whether arrays stay in the map of a view.
         copy_on_write: Whether that map is writable.
     """
     try:
-        structure, names, size_bytes = loaded.look(_structure)
+        structure, names, size_bytes = artifact.header(structure_of)
     except (LoadError, OSError):
         return None
     objects_bytes = structure.structure_bytes * _TIMES_AS_OBJECTS
     certainty, why = _certainty(structure, objects_bytes)
     copies = any(each in names for each in _COPIES_ITS_ARRAYS) or _MAKES_ARRAYS not in names
-    if delivery is Delivery.VIEW and not loaded.has_content and in_place(structure) and not copies:
+    if delivery is Delivery.VIEW and not artifact.has_content and in_place(structure) and not copies:
         return Estimate.in_place(
             size_bytes,
             certainty=certainty,
@@ -56,13 +55,7 @@ def estimate_of(loaded: LoadedFile, delivery: Delivery, *, in_place: Any, copy_o
     # On the way: what is read before it is copied, one array or text at a time.
     peak_bytes = settled_bytes + (structure.largest_payload_bytes if copies else 0)
     estimate = Estimate.private(peak_bytes, settled_bytes, certainty=certainty, why=why)
-    return estimate.with_raw(size_bytes) if delivery is Delivery.BYTES and not loaded.has_content else estimate
-
-
-def _structure(file: BinaryIO, name: str) -> tuple[PickleStructure, bytes, int]:
-    """The structure, the beginning, in which classes are named, and the size."""
-    with Source(file, name) as source:
-        return walk(file, name), source.read(0, min(_NAMES_BYTES, source.size_bytes), "pickle"), source.size_bytes
+    return estimate.with_raw(size_bytes) if delivery is Delivery.BYTES and not artifact.has_content else estimate
 
 
 def _certainty(structure: PickleStructure, objects_bytes: int) -> tuple[Certainty, str]:

@@ -17,16 +17,16 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from mlup_stream.delivery.kinds import Mapping, Optimize
-from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.delivery.kinds import Optimize
 from mlup_stream.delivery.placement import Placement
+from mlup_stream.delivery.terms import Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.units import MIB, format_bytes
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Placer", "fill", "is_copy_on_write"]
+__all__ = ["Placer", "fill"]
 
 _PIECE_BYTES = 1 * MIB
 
@@ -45,21 +45,6 @@ def _needs_alignment(owner: type[Any] | None) -> bool:
     return owner is not None and f"{owner.__module__}.{owner.__qualname__}".startswith(NEEDS_ALIGNMENT)
 
 
-def is_copy_on_write(mapping: Mapping) -> bool:
-    """Whether mapped payloads are to be writable, as arrays out of a pickle have always been.
-
-    `AUTO` says no under an RLIMIT_DATA: it counts a private writable map whole, touched or not, and a read-only one not at all.
-    Loading and predicting write to no weights: tried with every estimator of scikit-learn 1.9.
-    """
-    if mapping is not Mapping.AUTO:
-        return mapping is Mapping.COPY_ON_WRITE
-    try:
-        import resource
-    except ImportError:  # not a Unix
-        return True
-    return resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY
-
-
 class _Held(NamedTuple):
     """A payload on the map: it is in use as long as `reference` leads to something."""
 
@@ -73,20 +58,19 @@ class Placer:
     """Places payloads of one file, and keeps account of them.
 
     Args:
-        loaded: Says whether mapped arrays are to be writable, and what to prefer.
+        terms: Say whether mapped arrays are to be writable, and what to prefer.
         view: The file; None when everything is to be copied.
         file: The same bytes to read from, for what is copied: the map's pages are not touched for that.
         allowance_bytes: How much to copy of small arrays that are not aligned; by default 1% of the file, or 1 MiB.
     """
 
-    def __init__(self, loaded: LoadedFile, view: View | None, file: BinaryIO, *, allowance_bytes: int | None = None) -> None:
+    def __init__(self, terms: Terms, view: View | None, file: BinaryIO, *, allowance_bytes: int | None = None) -> None:
         self._view = view
         self._file = file
-        self._prefers_speed = loaded.optimize is Optimize.SPEED
+        self._prefers_speed = terms.optimize is Optimize.SPEED
         # A view of a buffer has no copy-on-write map: its `writable` is one whole copy; one for each array is freed sooner.
-        self._copies_all = view is None or (view.path is None and loaded.mapping is not Mapping.READ_ONLY)
-        self._writable = is_copy_on_write(loaded.mapping)
-        self._may_fall_back = loaded.mapping is Mapping.AUTO
+        self._copies_all = view is None or (view.path is None and terms.writable)
+        self._writable = terms.writable
         size_bytes = view.size_bytes if view is not None else 0
         self._allowance_bytes = max(size_bytes // 100, _SMALL_BYTES) if allowance_bytes is None else allowance_bytes
         self._copied_bytes = 0
@@ -176,7 +160,10 @@ class Placer:
             return None
         import numpy as np
 
-        part = self._buffer()[offset : offset + size_bytes]
+        buffer = self._buffer()
+        if buffer is None:
+            return None
+        part = buffer[offset : offset + size_bytes]
         # frombuffer holds on to the map (an export), which ndarray(buffer=map) does not: the map could be closed under it.
         held = np.frombuffer(part if writable else part.toreadonly(), np.uint8)
         aligned = dtype is None or held.__array_interface__["data"][0] % dtype.alignment == 0
@@ -191,17 +178,17 @@ class Placer:
         self._held[number] = _Held(reference, offset, offset + size_bytes, aligned)
         return held
 
-    def _buffer(self) -> memoryview:
+    def _buffer(self) -> memoryview | None:
         assert self._view is not None  # or everything would be copied
-        if self._writable:
-            try:
-                return self._view.writable
-            except OSError:
-                # Under strict overcommit (vm.overcommit_memory=2) a private writable map is charged whatever is asked for.
-                if not self._may_fall_back:
-                    raise
-                self._writable = False
-        return self._view.buffer
+        if not self._writable:
+            return self._view.buffer
+        try:
+            return self._view.writable
+        except OSError:
+            # Under RLIMIT_DATA or strict overcommit (vm.overcommit_memory=2) a private writable map is charged, whatever is asked
+            # for. An array that can be written to is then a copy, if that fits.
+            self._copies_all = True
+            return None
 
     def copied(self, size_bytes: int, because: str | None = None) -> None:
         """Takes note of a payload that was copied."""
