@@ -10,14 +10,16 @@ import shutil
 import tarfile
 import zipfile
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from child import run_child
 from given import detected
 from sample_models import FORMAT_OF, write_models
 
+import mlup_stream as mlup
 from mlup_stream.delivery.artifact import artifact_of
 from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
@@ -212,12 +214,70 @@ def test_a_joblib_file_is_recognised_behind_a_large_structure(tmp_path: Path) ->
         assert peek.looked_bytes <= LOOKED_AT_MOST_BYTES
 
 
-def test_where_the_frames_do_not_lead_the_name_breaks_the_tie(tmp_path: Path) -> None:
-    """Protocol 2 has no frames: when its beginning shows no array, a name that says joblib decides, else it is a pickle."""
-    data = pickle.dumps({f"word number {index}": index for index in range(10_000)}, 2)
+WORDS = {f"word number {index}": index for index in range(10_000)}
+
+
+@pytest.mark.parametrize("name", ["model", "model.joblib", "model.pkl"])
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_what_the_beginning_leaves_undecided_goes_to_the_reader_of_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int, name: str
+) -> None:
+    """Protocols 2 and 3 have no frames: where the beginning shows no array, joblib reads the file, whoever wrote it.
+
+    Where joblib is not installed it is a pickle, unless its name says otherwise.
+    """
+    joblib = pytest.importorskip("joblib", reason="writes the file")
+    numpy = pytest.importorskip("numpy", reason="makes the array")
+    path = tmp_path / name
+    joblib.dump([WORDS, numpy.arange(9.0)], path, protocol=protocol)
+    assert detected(LoadedFile(path=path)) is Format.JOBLIB
+    assert mlup.load(path)[1].tolist() == list(range(9))
+    path.write_bytes(pickle.dumps([WORDS], protocol))
+    assert detected(LoadedFile(path=path)) is Format.JOBLIB
+    assert mlup.load(path) == [WORDS]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert detected(LoadedFile(path=path)) is (Format.JOBLIB if name.endswith(".joblib") else Format.PICKLE)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_an_array_that_pickle_wrote_decides(protocol: int) -> None:
+    """joblib writes no array so, whatever follows: a plain pickle of arrays is not undecided."""
+    numpy = pytest.importorskip("numpy", reason="makes the array")
+    data = pickle.dumps([numpy.arange(9.0), WORDS], protocol)
+    assert len(data) > 100_000
     assert detected(LoadedFile(data)) is Format.PICKLE
-    (tmp_path / "model.joblib").write_bytes(data)
-    assert detected(LoadedFile(path=tmp_path / "model.joblib")) is Format.JOBLIB
+
+
+LONG = "a long document " * 6000
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda numpy: numpy.ma.masked_equal(numpy.arange(90_000, dtype="f4").reshape(300, 300), 7),
+        lambda numpy: [LONG, LONG + ".", numpy.arange(9.0)],
+        lambda numpy: [b"x" * 70_000, bytearray(80_000), {"a": LONG}, LONG, numpy.arange(9.0)],
+        lambda numpy: (LONG, numpy.arange(9.0)),
+        lambda numpy: {LONG: numpy.arange(90_000.0)},
+    ],
+    ids=["masked array", "documents", "payloads of every kind", "the first opcode", "a key"],
+)
+def test_a_joblib_file_is_recognised_behind_payloads(tmp_path: Path, protocol: int, make: Callable[[Any], Any]) -> None:
+    """Payloads of 64 KiB and more before the first array, side by side or first of all, lead on to it; and the file loads."""
+    joblib = pytest.importorskip("joblib", reason="writes the file")
+    numpy = pytest.importorskip("numpy", reason="makes the array")
+    path = tmp_path / "model"
+    value = make(numpy)
+    joblib.dump(value, path, protocol=protocol)
+    assert detected(LoadedFile(path=path)) is Format.JOBLIB
+    found = mlup.load(path)
+    assert repr(found) == repr(value)
+    plain = [LONG, LONG + ".", {"a": LONG}]
+    path.write_bytes(pickle.dumps(plain, protocol))
+    assert detected(LoadedFile(path=path)) is Format.PICKLE
+    path.write_bytes(pickle.dumps(plain, protocol) * 2)
+    assert detected(LoadedFile(path=path)) is Format.PICKLE
 
 
 def test_a_pickle_that_speaks_of_joblib_is_a_pickle() -> None:

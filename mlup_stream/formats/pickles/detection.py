@@ -29,7 +29,7 @@ def writer_at(peek: Peek) -> Writer | None:
 
 def detect_pickle(peek: Peek) -> str | None:
     writer = writer_at(peek)
-    if writer is Writer.PICKLE or (writer is Writer.UNDECIDED and not peek.is_named(*_JOBLIB_SUFFIXES)):
+    if writer is Writer.PICKLE or (writer is Writer.UNDECIDED and not _is_for_joblib(peek)):
         return f"a pickle of protocol {peek.head[1]}"
     return None
 
@@ -42,9 +42,16 @@ def detect_joblib(peek: Peek) -> str | None:
     writer = writer_at(peek)
     if writer is Writer.JOBLIB:
         return "a pickle with joblib's array wrapper"
-    if writer is Writer.UNDECIDED and peek.is_named(*_JOBLIB_SUFFIXES):
-        return "a pickle; its beginning shows no arrays, and its name says joblib"
+    if writer is Writer.UNDECIDED and _is_for_joblib(peek):
+        return "a pickle whose beginning does not show whether joblib wrote arrays into it, which reads both"
     return None
+
+
+def _is_for_joblib(peek: Peek) -> bool:
+    """Whether what is undecided is for joblib, which reads what `pickle` writes as well: it has to be installed, or be named."""
+    from importlib.util import find_spec
+
+    return peek.is_named(*_JOBLIB_SUFFIXES) or find_spec("joblib") is not None
 
 
 def detect_compressed(peek: Peek) -> str | None:

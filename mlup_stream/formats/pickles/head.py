@@ -3,7 +3,9 @@
 joblib writes the bytes of each array into the middle of the pickle, right after the pickled `NumpyArrayWrapper` that describes
 it. From protocol 4 on, a pickle is cut into frames that say how long they are, so the first array is found by walking from frame
 to frame, however large the structure before it: it lies where no frame follows, and the frame before it ends in the wrapper.
-Without frames only the beginning is searched. A joblib dump of an object that has no arrays is, byte for byte, a plain pickle.
+Payloads of 64 KiB and more stand between frames, as do up to three bytes of opcodes from one payload to the next. Without frames
+only the beginning is searched; what shows no array there is undecided. A joblib dump of an object that has no arrays is, byte for
+byte, a plain pickle.
 Sources: PEP 3154 (frames), `pickletools` (opcodes), joblib's `numpy_pickle.py`, torch's `serialization.py` (its magic number).
 """
 
@@ -32,7 +34,13 @@ _TORCH_MAGIC = re.compile(
 _WRAPPER = re.compile(
     rb"joblib\.numpy_pickle(?:_compat)?(?:\x94|q.|r.{4})?(?:\x8c[\x0e-\x12]|\n)(?:NumpyArray|NDArray|ZNDArray)Wrapper", re.DOTALL
 )
+# An array as `pickle` writes it in protocols 2 and 3; joblib writes none so.
+_PLAIN_ARRAY = re.compile(rb"cnumpy\.(?:_?core)\.multiarray\n_reconstruct\n(?:q.|r.{4})?cnumpy\nndarray\n", re.DOTALL)
 _FRAME = b"\x95"
+_STOP = b"."
+_FIRST_PROTOCOL_WITH_FRAMES = 4
+_MIN_FRAME_BYTES = 4  # `pickle._Framer._FRAME_SIZE_MIN`: less than that is written without a frame
+_STEP_BYTES = _MIN_FRAME_BYTES - 1 + 9
 # Payloads too large for a frame stand between two of them: opcode, and how many bytes its length has.
 _BETWEEN_FRAMES = {b"B": 4, b"X": 4, b"\x8d": 8, b"\x8e": 8, b"\x96": 8}
 _MAX_FRAMES = 4096  # of 64 KiB and more each: what takes longer to walk is decided by the name
@@ -76,35 +84,89 @@ def writer_of(read_at: ReadAt, size_bytes: int | None) -> Writer | None:
     read = _read_opcodes(head, size_bytes)
     if len(read.names) < 3 and read.problem:
         return None
-    if head[2:3] == _FRAME:
+    if head[1] >= _FIRST_PROTOCOL_WITH_FRAMES and _step(read_at(2, _STEP_BYTES)) is not None:
         return _by_frames(read_at, size_bytes)
-    if len(head) == END_BYTES and _WRAPPER.search(read_at(0, _SEARCHED_BYTES)):
+    searched = read_at(0, _SEARCHED_BYTES) if len(head) == END_BYTES else head
+    if _WRAPPER.search(searched):
         return Writer.JOBLIB
-    return Writer.PICKLE if size_bytes is None or size_bytes <= _SEARCHED_BYTES else Writer.UNDECIDED
+    is_decided = size_bytes is None or size_bytes <= _SEARCHED_BYTES or _PLAIN_ARRAY.search(searched)
+    return Writer.PICKLE if is_decided else Writer.UNDECIDED
 
 
 def _by_frames(read_at: ReadAt, size_bytes: int | None) -> Writer:
     start = end = 2
+    is_after_frame = False
     for _ in range(_MAX_FRAMES):
-        follows = read_at(end, 9)
-        width = 8 if follows[:1] == _FRAME else _BETWEEN_FRAMES.get(follows[:1], 0)
-        if not width or len(follows) < 1 + width:
+        if end == size_bytes or read_at(end, 1) == b"":
+            return Writer.PICKLE
+        follows = read_at(end, _STEP_BYTES)
+        step = _step(follows)
+        if is_after_frame and (step is None or step.skipped_bytes):
+            # What follows the wrapper are the bytes of an array, whatever they look like.
+            for looked_bytes in (_FRAME_END_BYTES, _WHOLE_FRAME_BYTES):
+                begin = max(start, end - looked_bytes)
+                if _WRAPPER.search(read_at(begin, end - begin)):
+                    return Writer.JOBLIB
+        if step is None:
             break
-        begins = end + 1 + width
-        if follows[:1] == _FRAME:
+        begins = end + step.head_bytes
+        is_after_frame = step.is_frame
+        if is_after_frame:
             start = begins
-        end = begins + int.from_bytes(follows[1 : 1 + width], "little")
+        end = begins + step.content_bytes
         if size_bytes is not None and end > size_bytes:
             return Writer.PICKLE  # truncated, or a length that lies: whoever loads it will say so
     else:
         return Writer.UNDECIDED
-    if end == size_bytes:
-        return Writer.PICKLE
-    for looked_bytes in (_FRAME_END_BYTES, _WHOLE_FRAME_BYTES):
-        begin = max(start, end - looked_bytes)
-        if _WRAPPER.search(read_at(begin, end - begin)):
-            return Writer.JOBLIB
-    return Writer.PICKLE
+    is_cut_off = size_bytes is not None and size_bytes - end < _STEP_BYTES
+    return Writer.PICKLE if is_cut_off or read_at(end - 1, 1) == _STOP else Writer.UNDECIDED
+
+
+class _Step(NamedTuple):
+    """A frame, or a payload between two.
+
+    Attributes:
+        skipped_bytes: Opcodes before it, too few for a frame of their own.
+        head_bytes: Up to its content, these included.
+        content_bytes: Of the frame or payload.
+        is_frame: Whether it is a frame.
+    """
+
+    skipped_bytes: int
+    head_bytes: int
+    content_bytes: int
+    is_frame: bool
+
+
+def _step(follows: bytes) -> _Step | None:
+    """The frame or payload that begins here, or behind less than `_FRAME_SIZE_MIN` bytes of opcodes; None if there is none."""
+    for skipped in range(_MIN_FRAME_BYTES):
+        opcode = follows[skipped : skipped + 1]
+        width = 8 if opcode == _FRAME else _BETWEEN_FRAMES.get(opcode, 0)
+        head_bytes = skipped + 1 + width
+        if not width or len(follows) < head_bytes:
+            continue
+        content_bytes = int.from_bytes(follows[skipped + 1 : head_bytes], "little")
+        if not skipped:
+            return _Step(0, head_bytes, content_bytes, opcode == _FRAME)
+        least_bytes = _MIN_FRAME_BYTES if opcode == _FRAME else _WHOLE_FRAME_BYTES
+        if content_bytes >= least_bytes and _are_opcodes(follows[:skipped]):
+            return _Step(skipped, head_bytes, content_bytes, opcode == _FRAME)
+    return None
+
+
+def _are_opcodes(data: bytes) -> bool:
+    """Whether these are whole opcodes, of those whose arguments have a fixed length."""
+    from pickletools import opcodes
+
+    sizes = {each.code.encode("latin-1"): 1 + (each.arg.n if each.arg is not None else 0) for each in opcodes}
+    position = 0
+    while position < len(data):
+        size = sizes.get(data[position : position + 1], 0)
+        if size < 1:
+            return False
+        position += size
+    return position == len(data)
 
 
 def is_bare_pickle(head: bytes, tail: bytes, size_bytes: int) -> bool:
