@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import struct
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from models import KINDS, each_of, installed, need
 import mlup_stream as mlup
 from mlup_stream import errors
 from mlup_stream.constants import LoadedFile
+from mlup_stream.errors import CorruptModelError
+from mlup_stream.ml.inspection import inspect
 
 SMALL_BYTES = 64 * 1024
 
@@ -205,3 +208,49 @@ def test_text_that_is_no_model(tmp_path: Path) -> None:
     for text in ("hello world\n", "version=3\nname=x\n", '{"a": 1}', "import pickle\n", "<html></html>"):
         with pytest.raises(errors.FormatNotRecognizedError):
             mlup.load(_written(tmp_path / "model.txt", text.encode()))
+
+
+def _held_bytes(error: BaseException | None) -> int:
+    """What the documents that an error and its chain complain of take."""
+    if error is None:
+        return 0
+    texts = [getattr(error, name, None) for name in ("object", "doc")]
+    own_bytes = sum(len(text) for text in texts if isinstance(text, (bytes, str)))
+    behind = {id(each): each for each in (error.__cause__, error.__context__)}
+    return own_bytes + sum(map(_held_bytes, behind.values()))
+
+
+def _broken_json(size_bytes: int) -> bytes:
+    return b'{"a": "' + b"x" * size_bytes + b'" "b": 1}'
+
+
+def _of_safetensors(path: Path) -> None:
+    data = _broken_json(1 << 20)
+    path.write_bytes(len(data).to_bytes(8, "little") + data)
+
+
+def _of_keras(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", _broken_json(1 << 20))
+        archive.writestr("metadata.json", "{}")
+        archive.writestr("model.weights.h5", b"")
+
+
+def _of_gguf(path: Path) -> None:
+    text = b"\xff" * (1 << 20)
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k" + struct.pack("<IQ", 8, len(text)) + text
+    path.write_bytes(header + bytes(64))
+
+
+def _of_lightgbm(path: Path) -> None:
+    path.write_bytes(b"tree\nversion=v4\nnum_class=x\nnum_tree_per_iteration=1\nmax_feature_idx=1\ntree_sizes=1 y\n\nTree=0\n")
+
+
+@pytest.mark.parametrize("write", [_of_safetensors, _of_keras, _of_gguf, _of_lightgbm])
+def test_damage_has_its_cause_and_not_the_document(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    """What a parser says of damage is chained to what the standard library said, and neither holds the text that it is about."""
+    write(tmp_path / "m")
+    with pytest.raises(CorruptModelError) as caught:
+        inspect(tmp_path / "m")
+    assert caught.value.__cause__ is not None
+    assert _held_bytes(caught.value) < 1000

@@ -247,8 +247,9 @@ class _Cursor:
         data = self.take(length, what)
         try:
             return data.decode()
-        except UnicodeDecodeError:
-            raise self.source.corrupt(f"{what} in UTF-8", repr(data[:80])) from None
+        except UnicodeDecodeError as error:
+            cause = ValueError(error.reason)  # the error itself holds the text
+        raise self.source.corrupt(f"{what} in UTF-8", repr(data[:80])) from cause
 
     def refuse_too_many(self, count: int, smallest_bytes: int, what: str) -> None:
         """Nothing is made by a count that the rest of the file has no room for."""

@@ -149,10 +149,12 @@ def _parsed(source: Source, data: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(data.decode(), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
-        raise source.corrupt("JSON in UTF-8", str(error).splitlines()[0][:120]) from None  # it would hold the document
-    if not isinstance(parsed, dict):
-        raise source.corrupt("a JSON object", type(parsed).__name__)
-    return parsed
+        cause = ValueError(str(error).splitlines()[0][:120])  # the error itself holds the document
+    else:
+        if not isinstance(parsed, dict):
+            raise source.corrupt("a JSON object", type(parsed).__name__)
+        return parsed
+    raise source.corrupt("JSON in UTF-8", str(cause)) from cause
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

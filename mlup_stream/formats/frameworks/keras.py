@@ -154,10 +154,12 @@ def _parsed(source: Source, data: bytes | str, name: str) -> dict[str, Any]:
     try:
         parsed = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise source.corrupt(f"JSON in {name}", str(error).splitlines()[0][:120]) from None  # it would hold the document
-    if not isinstance(parsed, dict):
-        raise source.corrupt(f"a JSON object in {name}", type(parsed).__name__)
-    return parsed
+        cause = ValueError(str(error).splitlines()[0][:120])  # the error itself holds the document
+    else:
+        if not isinstance(parsed, dict):
+            raise source.corrupt(f"a JSON object in {name}", type(parsed).__name__)
+        return parsed
+    raise source.corrupt(f"JSON in {name}", str(cause)) from cause
 
 
 def _inflated(source: Source, data: bytes, member: ZipMember) -> bytes:

@@ -224,15 +224,15 @@ def _sizes(lines: _Lines, value: bytes | None) -> tuple[int, ...] | None:
         return None
     try:
         return tuple(map(int, value.split()))
-    except ValueError:
-        raise lines.corrupt("numbers in tree_sizes", repr(value[:40])) from None
+    except ValueError as error:
+        raise lines.corrupt("numbers in tree_sizes", repr(value[:40])) from error
 
 
 def _integer(lines: _Lines, values: dict[bytes, bytes], key: bytes, default: bytes = b"") -> int:
     try:
         return int(values.get(key, default))
-    except ValueError:
-        raise lines.corrupt(f"a number in {key.decode()}", repr(values.get(key, b"")[:40])) from None
+    except ValueError as error:
+        raise lines.corrupt(f"a number in {key.decode()}", repr(values.get(key, b"")[:40])) from error
 
 
 class _Tree(NamedTuple):
@@ -302,16 +302,16 @@ def _are_numbers(value: bytes, count: int) -> bool:
 def _integers(lines: _Lines, tree: _Tree, key: bytes) -> list[int]:
     try:
         return list(map(int, tree.values.get(key, b"").split()))
-    except ValueError:
-        raise lines.corrupt(f"whole numbers in {key.decode()} of tree {tree.number}", "others") from None
+    except ValueError as error:
+        raise lines.corrupt(f"whole numbers in {key.decode()} of tree {tree.number}", "others") from error
 
 
 def _few(lines: _Lines, tree: _Tree, key: bytes) -> set[int]:
     """The different numbers of a list that has few of them: much faster than all of them."""
     try:
         return set(map(int, set(tree.values.get(key, b"").split())))
-    except ValueError:
-        raise lines.corrupt(f"whole numbers in {key.decode()} of tree {tree.number}", "others") from None
+    except ValueError as error:
+        raise lines.corrupt(f"whole numbers in {key.decode()} of tree {tree.number}", "others") from error
 
 
 def _check_nodes(lines: _Lines, tree: _Tree, features: int) -> None:

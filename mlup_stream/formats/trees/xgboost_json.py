@@ -93,8 +93,8 @@ class JsonValues(Values):
             return {b"true": True, b"false": False, b"null": None}[token]
         try:
             return int(token) if token.lstrip(b"-").isdigit() and len(token) < 20 else float(token)
-        except ValueError:
-            raise self.corrupt("a value", repr(token[:20])) from None
+        except ValueError as error:
+            raise self.corrupt("a value", repr(token[:20])) from error
 
     def _list(self, key: str, depth: int) -> Numbers:
         if depth > MAX_DEPTH:
@@ -146,8 +146,8 @@ class JsonValues(Values):
                 return Numbers(count, array.array("d", json.loads(b"[%b]" % text)))
         try:
             return Numbers(count, array.array("d", map(float, text.split(b","))))
-        except ValueError:
-            raise self.corrupt(f"numbers in {key}", repr(text[:20])) from None
+        except ValueError as error:
+            raise self.corrupt(f"numbers in {key}", repr(text[:20])) from error
 
 
 def _whole_numbers(text: bytes) -> array.array[Any] | None:
