@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from given import Given, deserialize, estimated
+from given import Given, deserialize, detected, estimated
 
 numpy = pytest.importorskip("numpy", reason="needs the onnx extra")
 onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
@@ -33,7 +33,6 @@ from mlup_stream.errors import (  # noqa: E402
 )
 from mlup_stream.formats.kinds import Format  # noqa: E402
 from mlup_stream.memory.estimate import Certainty  # noqa: E402
-from mlup_stream.ml.binarization.detection import detect  # noqa: E402
 from mlup_stream.ml.binarization.onnx import InferenceSessionBinarizer, InferenceSessionFullReturnBinarizer  # noqa: E402
 from mlup_stream.ml.inspection import inspect  # noqa: E402
 from mlup_stream.pack import pack  # noqa: E402
@@ -369,7 +368,7 @@ def test_models_in_onnxruntimes_own_format(tmp_path: Path) -> None:
     options.add_session_config_entry("session.save_model_format", "ORT")
     onnxruntime.InferenceSession(build(tmp_path / "m.onnx"), options)
     path = (tmp_path / "m.ort").rename(tmp_path / "renamed.bin")
-    assert detect(LoadedFile(path=path)) is Format.ONNX
+    assert detected(LoadedFile(path=path)) is Format.ONNX
     assert inspect(path)["container"] == "ort"
     with pytest.raises(PackError, match=r"pack the \.onnx"):
         pack(path, tmp_path / "packed.ort")
