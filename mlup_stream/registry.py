@@ -21,12 +21,14 @@ __all__ = [
     "BINARIZERS",
     "KNOWN_SUFFIXES",
     "ROWS",
-    "STORAGES",
+    "BinarizationType",
     "Binarizer",
     "Detector",
     "Format",
     "FormatSpec",
     "Library",
+    "StorageType",
+    "binarization_type_of",
     "binarizer_class",
     "import_class",
     "spec_of",
@@ -54,7 +56,7 @@ ROWS = (
         inspector="mlup_stream.formats.pickles.detection:inspect_pickle",
         packer="mlup_stream.pack.pickles:pack_pickle",
         suffixes=(".pckl", ".pkl", ".pickle"),
-        runs_code="yes: the format is a program for the unpickler",
+        runs_code=("yes", "the format is a program for the unpickler"),
     ),
     FormatSpec(
         Format.JOBLIB,
@@ -71,7 +73,7 @@ ROWS = (
         packer="mlup_stream.pack.pickles:pack_joblib",
         suffixes=(".joblib", ".jbl"),
         libraries=(_JOBLIB, _NUMPY, Library("lz4", (4, 0), extra="joblib")),
-        runs_code="yes: it is a pickle",
+        runs_code=("yes", "it is a pickle"),
     ),
     FormatSpec(
         Format.NPY,
@@ -82,7 +84,7 @@ ROWS = (
         packer="mlup_stream.pack.npy:pack_npy",
         suffixes=(".npy",),
         libraries=(_NUMPY,),
-        runs_code='only with `binarization_kwargs={"allow_pickle": True}`: object arrays are pickles',
+        runs_code=('only with `binarization_kwargs={"allow_pickle": True}`', "object arrays are pickles"),
     ),
     FormatSpec(
         Format.NPZ,
@@ -93,7 +95,7 @@ ROWS = (
         packer="mlup_stream.pack.zips:pack_npz",
         suffixes=(".npz",),
         libraries=(_NUMPY,),
-        runs_code='only with `binarization_kwargs={"allow_pickle": True}`: object arrays are pickles',
+        runs_code=('only with `binarization_kwargs={"allow_pickle": True}`', "object arrays are pickles"),
     ),
     FormatSpec(
         Format.ONNX,
@@ -114,7 +116,7 @@ ROWS = (
         packer="mlup_stream.pack.onnx:pack_onnx",
         suffixes=(".onnx", ".ort"),
         libraries=(Library("onnxruntime", (1, 17), extra="onnx"), Library("onnx", (1, 15), extra="onnx"), _NUMPY),
-        runs_code="the model's own graph, when it is asked: a graph is code for its runtime",
+        runs_code=("the model's own graph, when it is asked", "a graph is code for its runtime"),
     ),
     FormatSpec(
         Format.LIGHTGBM,
@@ -125,7 +127,7 @@ ROWS = (
         nothing_to_gain="it is text, which LightGBM makes trees of",
         suffixes=(".txt", ".lgb"),
         libraries=(Library("lightgbm", (4, 0), extra="lightgbm"),),
-        runs_code="no: numbers and text",
+        runs_code=("no", "numbers and text"),
     ),
     FormatSpec(
         Format.XGBOOST,
@@ -139,7 +141,7 @@ ROWS = (
         nothing_to_gain="XGBoost makes trees of it",
         suffixes=(".ubj", ".json"),
         libraries=(Library("xgboost", (2, 0), extra="xgboost"),),
-        runs_code="no: numbers and text",
+        runs_code=("no", "numbers and text"),
     ),
     FormatSpec(
         Format.TORCH,
@@ -154,7 +156,7 @@ ROWS = (
         packer="mlup_stream.pack.zips:pack_torch",
         suffixes=(".pt", ".pth", ".ckpt", ".bin"),
         libraries=(Library("torch", (2, 1), extra="torch"),),
-        runs_code="with `weights_only=False`: the format is a program for the unpickler",
+        runs_code=("with `weights_only=False`, yes", "the format is a program for the unpickler"),
     ),
     FormatSpec(
         Format.TORCHSCRIPT,
@@ -165,7 +167,7 @@ ROWS = (
         nothing_to_gain="torch reads its tensors into memory of its own",
         suffixes=(".torchscript", ".ts"),
         libraries=(Library("torch", (2, 1), extra="torch"),),
-        runs_code="the model's own graph, when it is asked: a graph is code for its runtime",
+        runs_code=("the model's own graph, when it is asked", "a graph is code for its runtime"),
     ),
     FormatSpec(
         Format.SAFETENSORS,
@@ -179,7 +181,7 @@ ROWS = (
         packer="mlup_stream.pack.safetensors:pack_safetensors",
         suffixes=(".safetensors", ".safetensors.index.json"),
         libraries=(Library("safetensors", (0, 4), extra="safetensors"), _NUMPY),
-        runs_code="no: numbers and text",
+        runs_code=("no", "numbers and text"),
     ),
     FormatSpec(
         Format.KERAS,
@@ -200,7 +202,7 @@ ROWS = (
             Library("keras", (3, 0), extra="tensorflow"),
             Library("h5py", (3, 8), extra="tensorflow"),
         ),
-        runs_code="only what Keras allows; Lambda layers need its own switch: `safe_mode` is Keras's default and is left on",
+        runs_code=("only what Keras allows; Lambda layers need its own switch", "`safe_mode` is Keras's default and is left on"),
     ),
     FormatSpec(
         Format.SAVED_MODEL,
@@ -216,7 +218,7 @@ ROWS = (
         inspector="mlup_stream.formats.frameworks.saved_model:inspect",
         nothing_to_gain="TensorFlow reads the variables into memory of its own",
         libraries=(Library("tensorflow", (2, 16), extra="tensorflow", distribution="tensorflow-cpu"),),
-        runs_code="the model's own graph, when it is asked: a graph is code for its runtime",
+        runs_code=("the model's own graph, when it is asked", "a graph is code for its runtime"),
     ),
     FormatSpec(
         Format.GGUF,
@@ -227,7 +229,7 @@ ROWS = (
         nothing_to_gain="its tensors are aligned by the format itself",
         suffixes=(".gguf",),
         libraries=(Library("gguf", (0, 10), extra="gguf"),),
-        runs_code="no: numbers and text",
+        runs_code=("no", "numbers and text"),
     ),
 )
 
@@ -239,13 +241,34 @@ _OURS = (_MEMORY, *(binarizer for row in ROWS for binarizer in row.binarizers))
 BINARIZERS = {binarizer.member: binarizer.import_path for binarizer in _OURS}
 """The values of `BinarizationType`."""
 
-STORAGES = {
-    "memory": "mlup_stream.ml.storage.memory.MemoryStorage",
-    "disk": "mlup_stream.ml.storage.local_disk.DiskStorage",
-}
-"""The values of `StorageType`."""
-
 KNOWN_SUFFIXES = tuple(suffix for row in ROWS for suffix in row.suffixes)
+
+
+class StorageType(Enum):
+    """Where the model lies."""
+
+    memory = "mlup_stream.ml.storage.memory.MemoryStorage"
+    disk = "mlup_stream.ml.storage.local_disk.DiskStorage"
+
+
+class BinarizationType(Enum):
+    """What builds the model object from the file."""
+
+    MEMORY = BINARIZERS["MEMORY"]
+    PICKLE = BINARIZERS["PICKLE"]
+    JOBLIB = BINARIZERS["JOBLIB"]
+    NPY = BINARIZERS["NPY"]
+    NPZ = BINARIZERS["NPZ"]
+    ONNX_INFERENCE_SESSION = BINARIZERS["ONNX_INFERENCE_SESSION"]
+    ONNX_INFERENCE_SESSION_FULL_RETURN = BINARIZERS["ONNX_INFERENCE_SESSION_FULL_RETURN"]
+    LIGHTGBM = BINARIZERS["LIGHTGBM"]
+    XGBOOST = BINARIZERS["XGBOOST"]
+    TORCH = BINARIZERS["TORCH"]
+    TORCH_JIT = BINARIZERS["TORCH_JIT"]
+    SAFETENSORS = BINARIZERS["SAFETENSORS"]
+    TENSORFLOW = BINARIZERS["TENSORFLOW"]
+    TENSORFLOW_ZIP = BINARIZERS["TENSORFLOW_ZIP"]
+    GGUF = BINARIZERS["GGUF"]
 
 
 def spec_of(format: str) -> FormatSpec:
@@ -264,6 +287,12 @@ def spec_of(format: str) -> FormatSpec:
     )
 
 
+def binarization_type_of(format: str) -> BinarizationType | str:
+    """What detection writes into the configuration for `format`: a member, or the import path of somebody else's binarizer."""
+    path = spec_of(format).binarizers[0].import_path
+    return BinarizationType(path) if path in BINARIZERS.values() else path
+
+
 def binarizer_class(value: Any) -> type[Any]:
     """The binarizer that a configuration means: a class, a `BinarizationType`, its name, a short name, or an import path."""
     names = _names(_OURS)
@@ -278,7 +307,7 @@ def _names(binarizers: Iterable[Binarizer]) -> dict[str, str]:
 
 def storage_class(value: Any) -> type[Any]:
     """The storage that a configuration means: a class, a `StorageType`, its name, or an import path."""
-    return _resolve("storage_type", value, STORAGES, requires="load")
+    return _resolve("storage_type", value, {each.name: each.value for each in StorageType}, requires="load")
 
 
 def _find(value: str, names: dict[str, str]) -> str | None:

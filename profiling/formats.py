@@ -216,8 +216,7 @@ def _detected(path: str) -> Any:
 
 def ways_of(path: str) -> tuple[str, list[str]]:
     """The file's format as detection finds it, and: the library's own call, `auto`, every delivery that is accepted."""
-    from mlup_stream.constants import binarization_type_of
-    from mlup_stream.registry import binarizer_class
+    from mlup_stream.registry import binarization_type_of, binarizer_class
 
     found = _detected(path)
     deliveries = binarizer_class(binarization_type_of(found)).deliveries
@@ -230,9 +229,8 @@ def prepared(
     """A function that loads `path` as its users do, by detection; everything it will import is imported already."""
     from mlup_stream.cli.measured import warm_up
     from mlup_stream.config import Config
-    from mlup_stream.constants import binarization_type_of
     from mlup_stream.ml.model import MLupModel
-    from mlup_stream.registry import binarizer_class
+    from mlup_stream.registry import binarization_type_of, binarizer_class
 
     warm_up()
     binarizer_class(binarization_type_of(_detected(path))).prepare_for(dict(options))

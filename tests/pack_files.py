@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from given import Given, deserialize
 
-from mlup_stream.constants import Delivery, binarization_type_of
+from mlup_stream.constants import Delivery
 from mlup_stream.formats.kinds import Format
-from mlup_stream.registry import binarizer_class
+from mlup_stream.registry import binarization_type_of, binarizer_class
 
 numpy = pytest.importorskip("numpy", reason="the arrays")
 joblib = pytest.importorskip("joblib", reason="its files")

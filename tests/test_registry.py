@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import pytest
 from child import run_child
 
 from mlup_stream import extras
-from mlup_stream.constants import BinarizationType, binarization_type_of
+from mlup_stream.constants import BinarizationType
 from mlup_stream.errors import ConfigError, MissingDependencyError
 from mlup_stream.formats.kinds import Format, FormatSpec, Library, function_at
 from mlup_stream.formats.peek import END_BYTES
 from mlup_stream.memory import imports
-from mlup_stream.registry import KNOWN_SUFFIXES, ROWS, binarizer_class, spec_of
+from mlup_stream.registry import KNOWN_SUFFIXES, ROWS, binarization_type_of, binarizer_class, spec_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mlup_stream"
@@ -45,7 +46,7 @@ def test_every_string_of_a_row_resolves(row: FormatSpec) -> None:
             function_at(binarizer.at)
         }
     assert binarization_type_of(row.format) is BinarizationType[row.binarizers[0].member]
-    assert row.runs_code
+    assert all(row.runs_code)
     assert row.title
 
 
@@ -119,3 +120,47 @@ def test_no_arrow_runs_back(room: str) -> None:
             modules += [each.name for each in node.names] if isinstance(node, ast.Import) else []
             rooms = {module.split(".")[1] for module in modules if module.startswith("mlup_stream.")}
             assert rooms <= ALLOWED[room], path
+
+
+WINGS = {"gguf": "arrays", "safetensors": "arrays", "lightgbm": "trees"}
+
+
+def _places() -> list[str]:
+    """The numbered places of CONTRIBUTING.md."""
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("## To add a format")[1].split("\n## ")[0]
+    found = re.findall(r"^(\d)\. `([^`]+)`: ", section, re.MULTILINE)
+    assert [int(number) for number, _ in found] == list(range(1, len(found) + 1))
+    return [place for _, place in found]
+
+
+@pytest.mark.parametrize("name", WINGS)
+def test_the_places_of_a_format_are_those_that_contributing_names(name: str) -> None:
+    """At most nine; each is there for a format that is there, and no other module of the package names it."""
+    places = [place.replace("WING", WINGS[name]).replace("NAME", name) for place in _places()]
+    assert len(places) <= 9
+    for place in places:
+        assert re.search(name, (ROOT / place).read_text(), re.IGNORECASE), place
+    named = re.compile(
+        rf"Format\.{name.upper()}\b|formats\.\w+\.{name}\b|binarization\.{name}\b|BinarizationType\.{name.upper()}\b"
+    )
+    elsewhere = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py") if named.search(path.read_text())} - set(places)
+    assert {path for path in elsewhere if not path.startswith(PARTS)} == set()
+
+
+PARTS = (
+    "mlup_stream/formats/trees/",
+    "mlup_stream/ml/binarization/arrays/",
+    "mlup_stream/ml/binarization/trees/",
+    "mlup_stream/pack/",
+)
+"""What a format's parser, binarizer and packer are divided into, where they are long."""
+
+
+def test_the_documents_say_what_the_registry_says() -> None:
+    """The tables and lists of formats, extras and what runs code are written from the rows."""
+    spec = importlib.util.spec_from_file_location("write_tables", ROOT / "docs" / "write_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.stale() == [], "run: python docs/write_tables.py"

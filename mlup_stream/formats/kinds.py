@@ -117,7 +117,7 @@ class FormatSpec:
     nothing_to_gain: str = ""
     suffixes: tuple[str, ...] = ()
     libraries: tuple[Library, ...] = ()
-    runs_code: str = ""
+    runs_code: tuple[str, str] = ("", "")
     origin: str = ""
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlup_stream.config import Config
-from mlup_stream.constants import BinarizationType, Delivery, MappingMode, Optimize, binarization_type_of
+from mlup_stream.constants import BinarizationType, Delivery, MappingMode, Optimize
 from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.map_trouble import map_trouble
 from mlup_stream.delivery.reader import OnWindow
@@ -23,7 +23,7 @@ from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.memory.gate import Weighed
 from mlup_stream.memory.governor import Admission, MemoryGovernor
 from mlup_stream.ml.binarization.base import BaseBinarizer
-from mlup_stream.registry import AUTO, binarizer_class, spec_of
+from mlup_stream.registry import AUTO, binarization_type_of, binarizer_class, spec_of
 
 __all__ = ["LoadPlan", "choose_binarizer", "plan_load", "weigh_load"]
 
