@@ -115,6 +115,7 @@ class Artifact:
         Raises:
             OSError: That is not possible: looking at it would use it up.
         """
+        self._alive()
         if read not in self._headers:
             with self.open() as file:
                 self._headers[read] = read(file, self.name)
@@ -129,6 +130,7 @@ class Artifact:
 
     def content(self) -> bytes | bytearray | memoryview:
         """All bytes as one buffer, held until `release`. Peak memory: nothing for a buffer, the size of the file otherwise."""
+        self._alive()
         raise NotAModelFileError(f"{self.name}: expected a file, found none; give the model's file", path=self.path)
 
     def view(self, on_window: OnWindow | None = None) -> View:
@@ -281,6 +283,7 @@ class _File(Artifact):
         return self.file.by_name(own=own)
 
     def given(self, *, read: bool = False) -> LoadedFile:
+        self._alive()
         content = b""
         if read:
             with io.FileIO(os.dup(self.file.fd), "rb") as file:
@@ -337,6 +340,7 @@ class _Folder(Artifact):
         return found
 
     def content(self) -> bytes:
+        self._alive()
         raise NotAModelFileError(f"{self.name}: expected a model file, found a folder; give a file in it", path=self.path)
 
     def by_name(self, *, own: bool = False) -> contextlib.AbstractContextManager[str]:
@@ -344,6 +348,7 @@ class _Folder(Artifact):
         return contextlib.nullcontext(self.path)
 
     def given(self, *, read: bool = False) -> LoadedFile:
+        self._alive()
         return LoadedFile(path=self.path)
 
     def snapshot(self) -> Artifact:
@@ -388,6 +393,7 @@ class _Buffer(Artifact):
         return self._content
 
     def given(self, *, read: bool = False) -> LoadedFile:
+        self._alive()
         return LoadedFile(self._given, self.path)
 
     def _close(self) -> None:
@@ -413,6 +419,7 @@ class _FileObject(Artifact):
         return size - self._start
 
     def header(self, read: Callable[[BinaryIO, str], _Header]) -> _Header:
+        self._alive()
         try:
             return super().header(read)
         finally:
@@ -433,6 +440,7 @@ class _FileObject(Artifact):
         return self._content  # type: ignore[no-any-return]  # what a binary file reads
 
     def given(self, *, read: bool = False) -> LoadedFile:
+        self._alive()
         return LoadedFile(self._given, self.path)
 
     def _close(self) -> None:
@@ -456,6 +464,7 @@ class _Stream(Artifact):
         return len(self._content) if self._content is not None else 0
 
     def header(self, read: Callable[[BinaryIO, str], _Header]) -> _Header:
+        self._alive()
         if self._content is None:
             raise OSError(f"{self.name} cannot go back to its beginning")
         return super().header(read)
