@@ -1,4 +1,4 @@
-"""One handle for a load, pinned once: how often a file is opened and walked, what is built from it, and what a change does to it."""
+"""One handle for a load, pinned once: how often a file is opened and walked, what is built, and what a change does to it."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_what_was_planned_is_what_is_built(
     try:
         model.load()
     except ModelFileChanged as error:
-        assert delivery == "path" or name == "xgboost"  # noqa: PT017
+        assert delivery == "path" or name == "xgboost"
         assert "replaced" in str(error)  # noqa: PT017
     else:
         assert answer(name, model.model_obj) == expected

@@ -1,28 +1,31 @@
 """LightGBM text models.
 
 The text is checked before LightGBM sees it, because a damaged one would end the process (`formats.lightgbm`). LightGBM itself
-holds the text and, growing beside it, the model: from a path 1.7 to 1.9 times the file at the peak and 0.6 settled.
+holds the text and, growing beside it, the model: from a path 1.7 to 1.9 times the file at the peak and 0.6 settled. Of a view it
+parses the mapped text, so that there is the model alone.
+
 With `optimize="memory"` it builds the trees in the calling thread (`one_thread`), with `"speed"` in as many as it likes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-from types import ModuleType
-from typing import BinaryIO
+import mmap
+import os
+from typing import Any, BinaryIO
 
 from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.kinds import Delivery, Optimize
 from mlup_stream.delivery.reader import open_buffer
 from mlup_stream.delivery.terms import Built, Terms
+from mlup_stream.delivery.view import View
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.trees.lightgbm import Checks, walk
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.ml.binarization.trees.one_thread import lightgbm_alone
-from mlup_stream.units import MIB
+from mlup_stream.units import KIB, MIB
 
 __all__ = ["LightGBMBinarizer"]
 
@@ -34,6 +37,8 @@ _READ_BUFFER_BYTES = 16 * MIB
 _CHECK_BYTES = 5 * MIB  # see `lightgbm_checks`: given back before LightGBM begins
 _FIRST_USE_BYTES = 1 * MIB
 _LAST_LINE = b"\npandas_categorical:"
+_TAIL_BYTES = 64 * KIB
+"""In which its last line is looked for first."""
 
 
 class LightGBMBinarizer(FormatBinarizer):
@@ -41,7 +46,7 @@ class LightGBMBinarizer(FormatBinarizer):
 
     format = Format.LIGHTGBM
     libraries = ("lightgbm",)
-    deliveries = (Delivery.PATH, Delivery.BYTES)
+    deliveries = (Delivery.VIEW, Delivery.PATH, Delivery.BYTES)
 
     @classmethod
     def prepare(cls) -> None:
@@ -54,26 +59,34 @@ class LightGBMBinarizer(FormatBinarizer):
     def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
         size_bytes = artifact.size_bytes
         peak_bytes, settled_bytes = int(_PEAK * size_bytes), int(_SETTLED * size_bytes)
-        raw_bytes = size_bytes if terms.delivery is Delivery.BYTES and not artifact.has_content else 0
-        peak_bytes = max(peak_bytes, raw_bytes + _CHECK_BYTES)
-        if terms.delivery is Delivery.PATH and not artifact.has_content:
-            buffers = 1 if size_bytes <= _READ_BUFFER_BYTES else 2
-            peak_bytes = max(peak_bytes, size_bytes + buffers * _READ_BUFFER_BYTES)
-        # Otherwise the copy of `bytes` is the text that LightGBM reads: no second one is made.
+        why = "the size of the text"
+        if not artifact.has_content:
+            if terms.delivery is Delivery.VIEW and _ends_with_zero(size_bytes):
+                peak_bytes = max(settled_bytes, _CHECK_BYTES) + _FIRST_USE_BYTES
+                settled_bytes += _FIRST_USE_BYTES
+                return Estimate(peak_bytes, size_bytes, settled_bytes, 0, Certainty.CONSERVATIVE, why, size_bytes)
+            # The copy of `bytes` is the text that LightGBM reads: no second one is made.
+            peak_bytes = max(peak_bytes, size_bytes + _CHECK_BYTES)
+            if terms.delivery is Delivery.PATH:
+                buffers = 1 if size_bytes <= _READ_BUFFER_BYTES else 2
+                peak_bytes = max(peak_bytes, size_bytes + buffers * _READ_BUFFER_BYTES)
         return Estimate.private(
-            peak_bytes + _FIRST_USE_BYTES,
-            settled_bytes + _FIRST_USE_BYTES,
-            certainty=Certainty.CONSERVATIVE,
-            why="the size of the text",
+            peak_bytes + _FIRST_USE_BYTES, settled_bytes + _FIRST_USE_BYTES, certainty=Certainty.CONSERVATIVE, why=why
         )
 
     @classmethod
     def from_path(cls, artifact: Artifact, terms: Terms) -> Built:
-        lightgbm = require("lightgbm", "LightGBM models")
         with artifact.open(on_window=terms.on_window) as file:
             walk(file, artifact.name, _checks())
-        with _workers(lightgbm, terms), artifact.by_name() as path:
-            return Built(lightgbm.Booster(model_file=path))
+        with artifact.by_name() as path:
+            return _booster(terms, model_file=path)
+
+    @classmethod
+    def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
+        with view.open() as file:
+            walk(file, artifact.name, _checks())
+        in_place = view.file is not None and _ends_with_zero(view.size_bytes)
+        return _booster(terms, model_str=_Encoded(view.buffer if in_place else bytes(view.buffer)))
 
     @classmethod
     def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:
@@ -81,11 +94,14 @@ class LightGBMBinarizer(FormatBinarizer):
 
     @classmethod
     def from_buffer(cls, buffer: bytes | bytearray | memoryview, artifact: Artifact, terms: Terms) -> Built:
-        lightgbm = require("lightgbm", "LightGBM models")
         with open_buffer(buffer) as file:
             walk(file, artifact.name, _checks())
-        with _workers(lightgbm, terms):
-            return Built(lightgbm.Booster(model_str=_Encoded(buffer)))
+        return _booster(terms, model_str=_Encoded(bytes(buffer) if isinstance(buffer, memoryview) else buffer))
+
+
+def _ends_with_zero(size_bytes: int) -> bool:
+    """Whether a map of a file of this size has a zero behind the text: what is left of its last page (mmap(2))."""
+    return size_bytes % mmap.PAGESIZE != 0 and os.name != "nt"
 
 
 def _checks() -> Checks:
@@ -94,27 +110,33 @@ def _checks() -> Checks:
     return ArrayChecks()
 
 
-def _workers(lightgbm: ModuleType, terms: Terms) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if terms.optimize is Optimize.SPEED else lightgbm_alone(lightgbm)
+def _booster(terms: Terms, **source: Any) -> Built:
+    lightgbm = require("lightgbm", "LightGBM models")
+    with contextlib.nullcontext() if terms.optimize is Optimize.SPEED else lightgbm_alone(lightgbm):
+        return Built(lightgbm.Booster(**source))
 
 
 class _Encoded(str):
     """The text of a model as LightGBM asks for it: encoded, which it is already, and its last line.
 
-    As an ordinary `str` it would be there three times: as it came, decoded, and encoded again.
+    As an ordinary `str` it would be there three times: as it came, decoded, and encoded again. LightGBM parses it where it lies,
+    up to the zero behind it, and keeps nothing of it.
     """
 
-    _text: bytes | bytearray
+    _text: bytes | bytearray | memoryview
 
     def __new__(cls, text: bytes | bytearray | memoryview) -> _Encoded:
-        text = bytes(text) if isinstance(text, memoryview) else text
-        found = text.rfind(_LAST_LINE)
-        encoded = super().__new__(cls, text[found if found >= 0 else len(text) - 1 :].decode(errors="replace"))
+        tail = bytes(text[-_TAIL_BYTES:])
+        if _LAST_LINE not in tail:
+            tail = bytes(text)
+        found = tail.rfind(_LAST_LINE)
+        encoded = super().__new__(cls, tail[found if found >= 0 else len(tail) - 1 :].decode(errors="replace"))
         encoded._text = text
         return encoded
 
     def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
         if isinstance(self._text, bytes):
             return self._text
-        # What `ctypes.c_char_p` takes of a bytearray, which has a NUL behind it as `bytes` has.
-        return ctypes.addressof(ctypes.c_char.from_buffer(self._text))  # type: ignore[return-value]
+        # An address, which `ctypes.c_char_p` takes as well. A bytearray has a zero behind it, as `bytes` have.
+        numpy = require("numpy", "LightGBM models")
+        return int(numpy.frombuffer(self._text, "u1").ctypes.data)  # type: ignore[return-value]

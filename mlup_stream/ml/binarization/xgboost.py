@@ -1,21 +1,21 @@
 """XGBoost models, UBJSON (`.ubj`) and JSON (`.json`), as a `Booster`.
 
 The file is checked before XGBoost sees it, because a damaged one would end the process (`xgboost_checks`). XGBoost itself holds
-the file, its values and the trees at the same time. With `optimize="memory"` it builds the trees in the calling thread
-(`one_thread`).
+the file, its values and the trees at the same time; of a view it parses the mapped file, without a copy of it.
+With `optimize="memory"` it builds the trees in the calling thread (`one_thread`).
 
 A file does not say whether a `Booster` or a scikit-learn wrapper wrote it, so a `Booster` it is; its `predict` takes a `DMatrix`.
 
-The library goes by the file's name to tell the two encodings apart. Here the content decides: a file with another name is shown
-to it under one that fits, through a link in a private folder.
+By path the library goes by the file's name to tell the two encodings apart. Here the content decides: a file with another name,
+or a private copy without one, is given to it as a buffer.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -23,6 +23,7 @@ from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.kinds import Delivery, Optimize
 from mlup_stream.delivery.reader import open_buffer
 from mlup_stream.delivery.terms import Built, Terms
+from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
@@ -53,7 +54,7 @@ class XGBoostBinarizer(FormatBinarizer):
 
     format = Format.XGBOOST
     libraries = ("xgboost",)
-    deliveries = (Delivery.PATH, Delivery.BYTES)
+    deliveries = (Delivery.VIEW, Delivery.PATH, Delivery.BYTES)
     options = frozenset({"params"})
 
     @classmethod
@@ -78,35 +79,36 @@ class XGBoostBinarizer(FormatBinarizer):
         # As many as the smallest trees would be, where it is not known how many there are.
         trees = found if found is not None else size_bytes // 1024
         objects_bytes = _TREE_BYTES * min(trees, size_bytes // 512) if encoding == "ubj" else 0
-        estimate = Estimate.private(
-            int(peak * size_bytes) + objects_bytes + _FIRST_USE_BYTES,
-            int(settled * size_bytes) + _FIRST_USE_BYTES,
-            certainty=Certainty.CONSERVATIVE,
-            why=f"the size of the {encoding}",
-        )
-        return estimate.with_raw(size_bytes) if terms.delivery is Delivery.BYTES else estimate
+        # The library's own copy of the file is a part of its peak; of a view it makes none, and the file's pages are touched.
+        in_view = terms.delivery is Delivery.VIEW
+        peak_bytes = int((peak - 1 if in_view else peak) * size_bytes) + objects_bytes + _FIRST_USE_BYTES
+        settled_bytes = int(settled * size_bytes) + _FIRST_USE_BYTES
+        why = f"the size of the {encoding}"
+        if in_view:
+            return Estimate(peak_bytes, size_bytes, settled_bytes, 0, Certainty.CONSERVATIVE, why, size_bytes)
+        return Estimate.private(peak_bytes, settled_bytes, certainty=Certainty.CONSERVATIVE, why=why)
 
     @classmethod
     def from_path(cls, artifact: Artifact, terms: Terms) -> Built:
         with artifact.open(window_bytes=WINDOW_BYTES, on_window=terms.on_window) as file:
-            encoding = _encoding_of(file, artifact.name)
-            check(file, artifact.name, is_json=encoding == "json")
-        # The name of the open file in /proc has no suffix that XGBoost knows.
+            encoding = _checked(file, artifact.name)
+        if artifact.is_snapshot or not (artifact.path or "").lower().endswith(_SUFFIXES[encoding]):
+            return _booster(artifact.content(), terms)
+        # Not by a name in /proc, which has no suffix.
         with artifact.by_name(own=True) as path:
-            if path.lower().endswith(_SUFFIXES[encoding]):
-                return _booster(path, terms)
-            with tempfile.TemporaryDirectory(prefix="mlup-stream-") as folder:
-                link = os.path.join(folder, "model." + encoding)
-                os.symlink(os.path.abspath(path), link)
-                return _booster(link, terms)
+            return _booster(path, terms)
+
+    @classmethod
+    def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
+        with view.open() as file:
+            _checked(file, artifact.name)
+        return _booster(view.buffer, terms)
 
     @classmethod
     def from_buffer(cls, buffer: bytes | bytearray | memoryview, artifact: Artifact, terms: Terms) -> Built:
         with open_buffer(buffer) as file:
-            encoding = _encoding_of(file, artifact.name)
-            check(file, artifact.name, is_json=encoding == "json")
-        # The library takes a bytearray and nothing else.
-        return _booster(buffer if isinstance(buffer, bytearray) else bytearray(buffer), terms)
+            _checked(file, artifact.name)
+        return _booster(buffer, terms)
 
     @classmethod
     def is_corrupt(cls, error: Exception) -> bool:
@@ -141,8 +143,29 @@ def _head(file: BinaryIO, name: str) -> tuple[str, int | None]:
     return encoding, int(found[1]) if found else None
 
 
-def _booster(source: str | bytearray, terms: Terms) -> Built:
+def _checked(file: BinaryIO, name: str) -> str:
+    """The encoding of a whole model."""
+    encoding = _encoding_of(file, name)
+    check(file, name, is_json=encoding == "json")
+    return encoding
+
+
+def _booster(source: str | bytes | bytearray | memoryview, terms: Terms) -> Built:
     booster = require("xgboost", "XGBoost models").Booster(terms.options.get("params"))
     with contextlib.nullcontext() if terms.optimize is Optimize.SPEED else one_processor():
-        booster.load_model(source)
+        if isinstance(source, (str, bytearray)):
+            booster.load_model(source)
+        else:
+            _load_from(booster, source)
     return Built(booster)
+
+
+def _load_from(booster: Any, buffer: bytes | memoryview) -> None:
+    """What `load_model` does with a bytearray, for memory that may not be written to.
+
+    XGBoost keeps nothing of the buffer (`XGBoosterLoadModelFromBuffer` parses it into values of its own).
+    """
+    core = require("xgboost.core", "XGBoost models")
+    held = require("numpy", "XGBoost models").frombuffer(buffer, "u1")
+    pointer, length = ctypes.c_void_p(held.ctypes.data), ctypes.c_uint64(held.size)
+    core._check_call(core._LIB.XGBoosterLoadModelFromBuffer(booster.handle, pointer, length))
