@@ -26,7 +26,11 @@ ROWS = """
 
     def several():
         builds = Binarizer("quarry.stone:StoneBinarizer", ("clay",))
-        return [FormatSpec("clay", "clay", (builds,), (Detector("quarry.stone:fails"),))]
+        return [
+            FormatSpec("clay", "clay", (builds,), (Detector("quarry.stone:fails"),)),
+            FormatSpec("mud", "mud", (builds,), (Detector("quarry.stone:detect", ("no bytes",)),)),
+            FormatSpec("sand", "sand", (builds,), (Detector("quarry.stone:detect", (b"STN1",)),), "quarry.stone:fails2"),
+        ]
 """
 STONE = """
     from mlup_stream.constants import Delivery
@@ -56,6 +60,9 @@ STONE = """
 
     def fails(peek):
         raise RuntimeError("no clay today")
+
+    def fails2(given, name):
+        raise RuntimeError("no sand today")
 
     def inspect(given, name):
         return {"letters": 5}
@@ -187,23 +194,23 @@ def test_a_broken_entry_point_is_named_and_skipped(site: Path) -> None:
 
 
 def test_a_detector_that_fails_is_named_and_skipped(site: Path) -> None:
-    """The file is told to be of no format, as if the detector had not been there."""
+    """The file is of the format that claims it, as if the detectors and the inspector that fail had not been there."""
     declare(site, "clay = quarry.rows:several\n")
-    warned, error = in_child(
+    warned, said = in_child(
         site,
         """
+        from mlup_stream.ml.inspection import inspect
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            try:
-                mlup.load(path)
-            except mlup.errors.FormatNotRecognizedError as error:
-                answer([[str(each.message) for each in caught], str(error)])
+            said = inspect(path)
+        answer([[str(each.message) for each in caught], said])
         """,
     )
-    assert len(warned) == 1
-    assert "quarry.stone:fails of quarry: clay" in warned[0]
-    assert "no clay today" in warned[0]
-    assert "gguf, clay" in error
+    assert len(warned) == 3
+    reasons = [("stone:fails of", "no clay today"), ("stone:detect of", "TypeError"), ("stone:fails2 of", "no sand today")]
+    for message, parts in zip(warned, reasons, strict=True):
+        assert all(part in message for part in (*parts, "quarry: clay", "left out"))
+    assert said["format"] == "sand"
 
 
 def test_who_declares_nothing_pays_nothing(site: Path) -> None:

@@ -22,7 +22,7 @@ END_BYTES = 512
 
 
 class Peek:
-    """What recognisers see of a file, a folder or a buffer.
+    """What detectors see of a file, a folder or a buffer.
 
     Args:
         given: A path, a buffer, or a seekable binary file, whose cursor may move.
@@ -34,8 +34,8 @@ class Peek:
         head: The first `END_BYTES` at most.
         tail: The last `END_BYTES` at most.
         entries: The names in a folder, sorted; None for anything else.
-        remarks: What recognisers noticed that no format explains, for the message when none claims the file.
-        notes: What one recogniser found out and another may use.
+        remarks: What detectors noticed that no format explains, for the message when none claims the file.
+        notes: What one detector found out and another may use.
         damage: What is wrong with a file that begins like a known format and cannot be one as it is.
         looked_bytes: How much was read, a zip's directory apart.
 

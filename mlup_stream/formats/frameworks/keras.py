@@ -34,11 +34,11 @@ __all__ = [
     "METADATA_NAME",
     "WEIGHTS_NAME",
     "KerasConfig",
-    "describe",
     "detect_folder",
     "detect_hdf5",
     "detect_zip",
     "inspect",
+    "parse",
     "read_folder",
     "read_hdf5",
     "read_zip",
@@ -84,7 +84,7 @@ def read_zip(given: Any, name: str | None = None) -> tuple[KerasConfig, tuple[Zi
         members = walk(given, source.name)
         config = _json_member(source, members, CONFIG_NAME)
         metadata = _json_member(source, members, METADATA_NAME)
-        return describe(config, metadata), members
+        return parse(config, metadata), members
 
 
 def read_folder(path: str | os.PathLike[str]) -> KerasConfig:
@@ -100,10 +100,10 @@ def read_folder(path: str | os.PathLike[str]) -> KerasConfig:
             if source.size_bytes > MAX_CONFIG_BYTES:
                 raise source.corrupt(f"{name} of at most {MAX_CONFIG_BYTES} bytes", f"one of {source.size_bytes}")
             parsed.append(_parsed(source, source.read(0, source.size_bytes, name), name))
-    return describe(parsed[0], parsed[1])
+    return parse(parsed[0], parsed[1])
 
 
-def describe(config: dict[str, Any], metadata: dict[str, Any]) -> KerasConfig:
+def parse(config: dict[str, Any], metadata: dict[str, Any]) -> KerasConfig:
     """The same of a configuration that was read already."""
     layers: Counter[str] = Counter()
     custom: set[str] = set()
@@ -187,7 +187,7 @@ def read_hdf5(given: Any, name: str | None = None) -> KerasConfig | None:
             raise source.corrupt("a whole HDF5 file", str(error).splitlines()[0][:120]) from error
         if len(config) > MAX_CONFIG_BYTES:
             raise source.corrupt(f"a model_config of at most {MAX_CONFIG_BYTES} bytes", f"{len(config)} bytes")
-        return describe(_parsed(source, config, "model_config"), {"keras_version": _text(version)})
+        return parse(_parsed(source, config, "model_config"), {"keras_version": _text(version)})
 
 
 def _text(value: Any) -> str:

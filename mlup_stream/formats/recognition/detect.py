@@ -57,7 +57,7 @@ def _claims(peek: Peek, rows: Iterable[FormatSpec], *, marked: bool) -> list[Fin
     found: dict[str, Finding] = {}
     for spec in rows:
         for detector in spec.detectors:
-            if detector.marked is marked and spec.name not in found and _is_to_ask(detector, peek):
+            if detector.marked is marked and spec.name not in found:
                 evidence = _evidence(spec, detector, peek)
                 if evidence is not None:
                     found[spec.name] = Finding(spec, evidence)
@@ -72,7 +72,7 @@ def _is_to_ask(detector: Detector, peek: Peek) -> bool:
 
 def _evidence(spec: FormatSpec, detector: Detector, peek: Peek) -> str | None:
     try:
-        evidence: str | None = function_at(detector.at)(peek)
+        evidence: str | None = function_at(detector.at)(peek) if _is_to_ask(detector, peek) else None
     except Exception as error:
         if not spec.origin:
             raise

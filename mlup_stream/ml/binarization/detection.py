@@ -36,7 +36,7 @@ def formats_of(given: Any) -> tuple[str, ...]:
 
 def findings_of(artifact: Artifact) -> tuple[Finding, ...]:
     """The formats that claim it, each with what says so; none for a stream that cannot be rewound, which is not touched."""
-    return artifact.header(_recognised).found if artifact.is_rewindable else ()
+    return artifact.header(_detected).found if artifact.is_rewindable else ()
 
 
 def detect(artifact: Artifact) -> str:
@@ -52,7 +52,7 @@ def detect(artifact: Artifact) -> str:
     """
     if not artifact.is_rewindable:
         artifact.content()
-    looked = artifact.header(_recognised)
+    looked = artifact.header(_detected)
     if len(looked.found) == 1:
         return looked.found[0].format
     if looked.found:
@@ -62,7 +62,7 @@ def detect(artifact: Artifact) -> str:
     raise _not_recognized(artifact, looked)
 
 
-class _Looked(NamedTuple):
+class _Detected(NamedTuple):
     """What detection saw."""
 
     found: tuple[Finding, ...]
@@ -73,14 +73,14 @@ class _Looked(NamedTuple):
     damage: str | None
 
 
-def _recognised(given: Any, name: str) -> _Looked:
+def _detected(given: Any, name: str) -> _Detected:
     """To be given to `Artifact.header`, which hands over a file, or the path of a folder."""
     with Peek(given, name) as peek:
         found = detect_in(peek, ROWS, plugged_in)
-        return _Looked(found, peek.entries, peek.size_bytes, peek.head, tuple(peek.remarks), peek.damage)
+        return _Detected(found, peek.entries, peek.size_bytes, peek.head, tuple(peek.remarks), peek.damage)
 
 
-def _not_recognized(artifact: Artifact, peek: _Looked) -> LoadError:
+def _not_recognized(artifact: Artifact, peek: _Detected) -> LoadError:
     if peek.damage is not None:
         return CorruptModelError(peek.damage, path=artifact.path)
     known = ", ".join(row.name for row in (*ROWS, *plugged_in()))
