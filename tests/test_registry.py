@@ -72,17 +72,25 @@ def test_what_libraries_cost_is_known_for_every_row() -> None:
         assert {each.module for each in row.libraries[:1]} <= imports.KNOWN, row.name
 
 
+def _requirement(library: Library) -> str:
+    return f"{library.distribution or library.module}>={'.'.join(map(str, library.minimum))}"
+
+
 def test_the_extras_of_the_distribution_are_those_of_the_rows() -> None:
     """pyproject.toml installs, for each extra, what the rows say, with the oldest version that they say."""
     text = (ROOT / "pyproject.toml").read_text()
     section = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
-    declared = {name: set(re.findall(r'"([^";]+)', body)) for name, body in re.findall(r"^(\w+) = \[(.*?)\]$", section, re.M)}
+    bodies = dict(re.findall(r"^(\w+) = \[(.*?)\]$", section, re.M))
+    declared = {
+        extra: {each.partition(";")[0].strip() for each in re.findall(r'"([^"]+)"', body)} for extra, body in bodies.items()
+    }
     named = {each.extra for each in extras.LIBRARIES.values()}
+    known = set(map(_requirement, extras.LIBRARIES.values()))
     for extra in named:
         needed = {each for row in ROWS if row.libraries and row.libraries[0].extra == extra for each in row.libraries}
         needed |= {each for each in extras.LIBRARIES.values() if each.extra == extra}
-        wanted = {f"{each.distribution or each.module}>={'.'.join(map(str, each.minimum))}" for each in needed}
-        assert wanted <= {each.strip() for each in declared[extra]}, extra
+        wanted = set(map(_requirement, needed))
+        assert wanted <= declared[extra] <= known, extra
     (everything,) = declared["all"]
     assert set(everything.partition("[")[2].rstrip("]").split(",")) == named
     assert set(declared) - {"test"} == {*named, "all", "lint"}
