@@ -23,6 +23,7 @@ from measured import SLACK_BYTES, measure_load
 
 import mlup_stream as mlup
 from mlup_stream.delivery.kinds import Delivery
+from mlup_stream.delivery.terms import Terms
 from mlup_stream.errors import (
     ConfigError,
     CorruptModelError,
@@ -295,14 +296,14 @@ def test_weights_of_another_model_are_an_error(keras: Any, saved: Saved, tmp_pat
 @pytest.mark.parametrize("name", ["model.keras", "model.h5"])
 def test_a_watch_can_end_the_load(saved: Saved, name: str) -> None:
     """What the window's callback raises comes through h5py as it is."""
-    loaded = Given(path=saved[name])
+    artifact = Given(path=saved[name]).artifact
 
     def too_much(position: int) -> None:
         raise MemoryBudgetExceeded("too much")
 
-    loaded.on_window = too_much
     with pytest.raises(MemoryBudgetExceeded, match="too much"):
-        deserialize(TensorFlowBinarizer, loaded)
+        TensorFlowBinarizer.build(artifact, Terms(on_window=too_much))
+    artifact.release()
 
 
 def test_a_saved_model_is_what_tensorflow_gives(saved: Saved, numpy: Any) -> None:

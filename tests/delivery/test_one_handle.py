@@ -154,9 +154,8 @@ def test_a_write_between_two_windows_is_no_mix_of_two_models(
     name: str, delivery: Delivery, copy: Callable[[str], Path]
 ) -> None:
     """Half of the old and half of the new weights are never handed out."""
-    from mlup_stream.constants import binarization_type_of
     from mlup_stream.formats.kinds import Format
-    from mlup_stream.registry import binarizer_class
+    from mlup_stream.registry import binarization_type_of, binarizer_class
 
     path = copy(name)
     written: list[int] = []

@@ -199,8 +199,8 @@ class TensorFlowSavedBinarizer(FormatBinarizer):
         return super().explain(error, artifact)
 
 
-def _folder(path: Any, name: str) -> Any:
-    return read_folder(path)
+def _folder(given: Any, name: str) -> Any:
+    return read_folder(given if isinstance(given, str) else name)  # of a file, which it refuses
 
 
 def _is_hdf5(file: BinaryIO) -> bool:
