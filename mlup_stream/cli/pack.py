@@ -3,6 +3,8 @@
 The format stays what it is: pickle, joblib, npy, npz, safetensors and torch files go on being read by their own libraries. What
 was compressed is unpacked, shards of safetensors become one file, and an ONNX model gets its weights in a file beside it.
 
+Nothing that SRC names is imported or run; what cannot be rewritten so is refused, unless --trust full says otherwise.
+
 DST appears whole, compared with SRC bit for bit, or not at all. SRC is not changed. Little memory is needed, and as much disk
 space as the unpacked arrays take. Exit code 1 when there is nothing to gain, no room, or something at DST; the others are those
 of `load`.
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import json
 import signal
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import click
 from rich.console import Console
@@ -30,12 +32,21 @@ __all__ = ["command"]
 @click.argument("dst", type=click.Path())
 @click.option("--force", is_flag=True, help="Replace what is at DST.")
 @click.option("--format", "format_name", metavar="FORMAT", help="What SRC is, if unclear.")
+@click.option(
+    "--trust",
+    type=click.Choice(["none", "full"]),
+    default="none",
+    show_default=True,
+    help="'full' lets SRC run its code where a rewrite takes that: pickles of protocols 0 to 2.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
-def command(src: str, dst: str, force: bool, format_name: str | None, as_json: bool) -> None:
+def command(
+    src: str, dst: str, force: bool, format_name: str | None, trust: Literal["none", "full"], as_json: bool
+) -> None:
     # As after Ctrl-C, nothing is left behind: an exception goes through everything that cleans up.
     signal.signal(signal.SIGTERM, _end)
     with exit_on_error():
-        packed = pack(src, dst, force=force, format=format_name)
+        packed = pack(src, dst, force=force, format=format_name, trust=trust)
     if as_json:
         click.echo(json.dumps(packed.to_dict(), indent=2))
     else:

@@ -33,8 +33,10 @@ class Destination:
         path: Where it is to be. A symlink is followed: what it leads to is replaced.
         force: Replace what is there.
         mode: The permissions that it is to have, as of the file that it is made from.
+        may_run_code: Whether a packer may run code that the source chooses.
 
     Attributes:
+        may_run_code: The same.
         path: Where it will be, symlinks followed.
         part: Where it is until then.
         file: What to write to.
@@ -47,7 +49,8 @@ class Destination:
         PackError: Its folder is missing or may not be written to, or something is there already.
     """
 
-    def __init__(self, path: str, *, force: bool, mode: int = 0o644) -> None:
+    def __init__(self, path: str, *, force: bool, mode: int = 0o644, may_run_code: bool = False) -> None:
+        self.may_run_code = may_run_code
         self.mode = stat.S_IMODE(mode)
         self.beside: list[str] = []
         self.made: list[str] = []

@@ -6,6 +6,7 @@ that make arrays; so no code that the file chooses runs, and nothing of the mode
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 from collections.abc import Callable
 from typing import Any, BinaryIO, ClassVar, NamedTuple
@@ -94,15 +95,19 @@ def _frombuffer_of(numpy: Any) -> Any:
 
 
 def _joblib_unpickler() -> Callable[[BinaryIO, Placer], Any]:
-    from mlup_stream.ml.binarization.pickles.joblib_unpickler import JoblibUnpickler
+    from mlup_stream.ml.binarization.pickles.joblib_unpickler import JOBLIB_MODULES, JoblibUnpickler
 
     real = _real_names()
+    if copyreg._inverted_registry:  # type: ignore[attr-defined]  # the codes that this process has registered
+        # The unpickler in C answers for them out of a cache of its own, past `find_class`.
+        raise pickle.UnpicklingError("extension codes are registered in this process")
 
     class StandIns(JoblibUnpickler):
         def find_class(self, module: str, name: str, /) -> Any:
             if (module, name) in real:
                 return real[module, name]
-            return super().find_class(module, name) if name == "NumpyArrayWrapper" else Inert
+            # Never the real `find_class`: it imports whatever module the file names.
+            return self._wrapper if name == "NumpyArrayWrapper" and module.endswith(JOBLIB_MODULES) else Inert
 
     return lambda file, placer: StandIns(file, placer, name="<stand-ins>", keeps_memo=True)
 

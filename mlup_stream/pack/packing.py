@@ -13,12 +13,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import Literal
 
 from mlup_stream.delivery.artifact import artifact_of
 from mlup_stream.delivery.files import checked_stat
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.view import View
-from mlup_stream.errors import PackError
+from mlup_stream.errors import ConfigError, PackError
 from mlup_stream.formats.kinds import FormatSpec, function_at
 from mlup_stream.ml.binarization.detection import detect
 from mlup_stream.pack.destination import Destination
@@ -29,7 +30,12 @@ __all__ = ["pack"]
 
 
 def pack(
-    source: str | os.PathLike[str], destination: str | os.PathLike[str], *, force: bool = False, format: str | None = None
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    format: str | None = None,
+    trust: Literal["none", "full"] = "none",
 ) -> Packed:
     """Writes the model in `source` to `destination`, its arrays aligned, in the format that it has.
 
@@ -40,6 +46,8 @@ def pack(
         destination: Where to write. External data of an ONNX model goes beside it.
         force: Replace what is there.
         format: What the source is, a `Format` or the name of one; None finds out.
+        trust: `"none"` runs nothing that the source names, and refuses what cannot be rewritten so. `"full"` loads it where it
+            takes that: pickles of protocols 0 to 2, whose arrays are text, run their code.
 
     Raises:
         ConfigError: `format` is not known.
@@ -49,6 +57,10 @@ def pack(
         ModelFileChanged: The source was written to meanwhile.
     """
     started = time.perf_counter()
+    if trust not in ("none", "full"):
+        raise ConfigError(
+            f"trust={trust!r} is not valid; expected 'none' or 'full'", field="trust", value=trust, allowed=("none", "full")
+        )
     path, target = os.fspath(source), os.fspath(destination)
     status = checked_stat(path)
     artifact = artifact_of(LoadedFile(path=path))
@@ -56,7 +68,7 @@ def pack(
         spec = spec_of(format or detect(artifact))
         packer = _packer_of(path, spec)
         view = artifact.view()
-        with Destination(target, force=force, mode=status.st_mode) as written:
+        with Destination(target, force=force, mode=status.st_mode, may_run_code=trust == "full") as written:
             written.refuse_same((path,))
             gain = packer(view, written)
             artifact.check()

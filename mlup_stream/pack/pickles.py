@@ -55,11 +55,17 @@ def pack_pickle(view: View, destination: Destination) -> Gain:
     Peak memory: what `Transcript` says; for protocols 0 to 2 the model as it is loaded.
 
     Raises:
-        PackError: It has no payload that could stay in a file.
+        PackError: It has no payload that could stay in a file, or cannot be rewritten without running its code.
     """
     name = str(view.path)
     structure = walk(view, name)
     if structure.protocol < _FIRST_BINARY_PROTOCOL:
+        if not destination.may_run_code:
+            raise PackError(
+                f"{name}: a pickle of protocol {structure.protocol} keeps its arrays as text, and only loading it, which runs its"
+                " code, makes arrays of them; if you trust the file: trust='full' (--trust full)",
+                path=name,
+            )
         return _pickled_anew(view, destination)
     if structure.whole and not structure.payloads:
         raise _nothing(name)

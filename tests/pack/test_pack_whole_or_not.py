@@ -37,7 +37,7 @@ def test_files_without_arrays_say_so(tmp_path: Path) -> None:
     numpy.save(tmp_path / "m.npy", numpy.array([None], object))
     for name in sorted(os.listdir(tmp_path)):
         with pytest.raises(PackError, match="nothing to gain"):
-            pack(tmp_path / name, tmp_path / "packed")
+            pack(tmp_path / name, tmp_path / "packed", trust="full")
         assert not (tmp_path / "packed").exists()
 
 
@@ -161,7 +161,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, name: str, monkeypatch: pyt
         with monkeypatch.context() as patch:
             patch.setattr(Destination, moment, _interrupted)
             with pytest.raises(KeyboardInterrupt):
-                pack(source, folder / "m")
+                pack(source, folder / "m", trust="full")
         assert os.listdir(folder) == []
 
 

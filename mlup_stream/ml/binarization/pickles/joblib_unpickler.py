@@ -21,13 +21,13 @@ from mlup_stream.ml.binarization.pickles.joblib_memo import MemoKeeper
 from mlup_stream.ml.binarization.pickles.placing import Placer
 from mlup_stream.units import KIB
 
-__all__ = ["ArraysBeside", "JoblibUnpickler", "MustKeepMemo"]
+__all__ = ["JOBLIB_MODULES", "ArraysBeside", "JoblibUnpickler", "MustKeepMemo"]
 
 _MAPPED_BYTES = 1 * KIB
 """A smaller array takes less when it is copied: an array in a map takes 600 bytes besides its own."""
 _SWAPPED = ">" if sys.byteorder == "little" else "<"
 _SWAPPED_COPIED = "of the other byte order, turned into this machine's"
-_MODULES = ("joblib.numpy_pickle", "joblib.numpy_pickle_compat")
+JOBLIB_MODULES = ("joblib.numpy_pickle", "joblib.numpy_pickle_compat")
 _BEFORE_010 = ("NDArrayWrapper", "ZNDArrayWrapper")
 
 
@@ -125,7 +125,7 @@ class JoblibUnpickler(_Unpickler):
         return model
 
     def find_class(self, module: str, name: str, /) -> Any:
-        if module.endswith(_MODULES):  # scikit-learn before 0.23 had joblib in it, under another name
+        if module.endswith(JOBLIB_MODULES):  # scikit-learn before 0.23 had joblib in it, under another name
             if name == "NumpyArrayWrapper":
                 return self._wrapper
             if name in _BEFORE_010:
