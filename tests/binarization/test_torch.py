@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import sys
 import types
 import warnings
@@ -18,7 +19,9 @@ from child import run_child
 from given import Given, deserialize, estimated
 from measured import SLACK_BYTES, measure_load
 
+import mlup_stream as mlup
 from mlup_stream.delivery.kinds import Delivery, MappingMode
+from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import (
     ConfigError,
     CorruptModelError,
@@ -170,7 +173,7 @@ def test_without_the_private_function_torch_maps_by_itself(
 def test_a_class_that_cannot_be_imported_is_named(
     torch: Any, tmp_path: Path, delivery: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error has module and name, and with weights_only it says that the file holds more than weights."""
+    """The error has module and name, and with weights_only it names what is more than weights."""
     elsewhere = types.ModuleType("module_that_is_gone")
     elsewhere.Network = type("Network", (torch.nn.Linear,), {"__module__": "module_that_is_gone"})  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
@@ -179,7 +182,7 @@ def test_a_class_that_cannot_be_imported_is_named(
     with pytest.raises(MissingClassError, match=r"module_that_is_gone\.Network") as caught:
         load(Given(path=tmp_path / "model.pt", delivery=delivery))
     assert (caught.value.module, caught.value.qualname) == ("module_that_is_gone", "Network")
-    with pytest.raises(ModelBinarizationError, match="more than weights"):
+    with pytest.raises(ModelBinarizationError, match=r"found more \(module_that_is_gone\.Network\)"):
         load(Given(path=tmp_path / "model.pt", delivery=delivery), weights_only=True)
 
 
@@ -191,7 +194,7 @@ def test_options_reach_torch(torch: Any, models: Path, delivery: Delivery) -> No
     assert_same(torch, model, models / "state_dict.pt")
     meta = load(Given(path=models / "state_dict.pt", delivery=delivery), map_location="meta")
     assert meta["half"].is_meta
-    with pytest.raises(ConfigError, match="map_location, weights_only"):
+    with pytest.raises(ConfigError, match="encoding, map_location, weights_only"):
         load(Given(path=models / "state_dict.pt", delivery=delivery), strict=True)
 
 
@@ -337,3 +340,57 @@ def test_content_is_estimated_as_its_file_is(models: Path, name: str, binarizer:
     assert estimated(binarizer, Given(path=path), Delivery.BYTES).peak_anon_bytes == (
         by_path.peak_anon_bytes + path.stat().st_size
     )
+
+
+def cycle(path: Path, delivery: Delivery, **options: Any) -> Any:
+    """The model as `mlup.load` gives it."""
+    return mlup.load(path, delivery=delivery.value, binarization_kwargs=options, memory_learned=False)
+
+
+@pytest.mark.parametrize("delivery", TorchBinarizer.deliveries)
+def test_a_load_is_as_careful_as_torchs_own_default(torch: Any, models: Path, delivery: Delivery) -> None:
+    """Weights alone; a module is refused with its globals and the setting that admits it, and loads with that."""
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        torch.load(models / "module.pt")
+    with pytest.raises(ModelBinarizationError, match=r'torch\.nn\.modules.*"weights_only": False'):
+        cycle(models / "module.pt", delivery)
+    assert isinstance(cycle(models / "module.pt", delivery, weights_only=False), torch.nn.Module)
+    assert set(cycle(models / "state_dict.pt", delivery)) == set(torch.load(models / "state_dict.pt"))
+    # Called directly, as by the old package, it does as it always did.
+    assert isinstance(TorchBinarizer.deserialize(LoadedFile(path=models / "module.pt")), torch.nn.Module)
+
+
+@pytest.mark.parametrize("delivery", TorchBinarizer.deliveries)
+def test_torchs_switches_are_heeded_by_every_delivery(
+    torch: Any, models: Path, delivery: Delivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forced, it is weights alone whatever was asked for, and a plain state_dict loads; the other switch changes the default."""
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    assert cycle(models / "state_dict.pt", delivery)
+    for load_module in (
+        lambda: cycle(models / "module.pt", delivery, weights_only=False),
+        lambda: TorchBinarizer.deserialize(LoadedFile(path=models / "module.pt", delivery=delivery)),
+    ):
+        with pytest.raises(ModelBinarizationError, match="unset TORCH_FORCE_WEIGHTS_ONLY_LOAD"):
+            load_module()
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "yes")
+    assert isinstance(cycle(models / "module.pt", delivery), torch.nn.Module)
+
+
+@pytest.mark.parametrize("delivery", TorchBinarizer.deliveries)
+def test_a_device_that_is_not_here_is_told_with_our_setting(torch: Any, tmp_path: Path, delivery: Delivery) -> None:
+    """A checkpoint with a CUDA tag names `map_location`, and loads with it."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    path = tmp_path / "m.pt"
+    torch.save({"w": torch.arange(8)}, path)
+    # The tag lies in data.pkl, whose length and checksum change with it.
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0"))
+    with pytest.raises(ModelBinarizationError, match=r'binarization_kwargs=\{"map_location": "cpu"\}'):
+        cycle(path, delivery)
+    assert cycle(path, delivery, map_location="cpu")["w"].tolist() == list(range(8))

@@ -7,8 +7,11 @@ a private file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import pickle
+import re
 from types import SimpleNamespace
 from typing import Any, BinaryIO, ClassVar
 
@@ -49,7 +52,10 @@ _SAYS_DAMAGED = (
     "failed finding central directory",
 )
 
-_SAYS_NOT_ADMITTED = ("Weights only", "Unsupported global", "Unsupported class", "Unsupported operand")
+_SAYS_NOT_ADMITTED = ("Weights only", "weights_only=True", "Unsupported global", "Unsupported class", "Unsupported operand")
+_SAYS_NO_DEVICE = ("Attempting to deserialize object on", "don't know how to restore data location", "not compiled with")
+_GLOBAL = re.compile(r"(?:GLOBAL|class|global:?) ([A-Za-z_][\w.]*\.[\w.]+)")
+_SHOWN_GLOBALS = 10
 
 
 class _TorchFormat(FormatBinarizer):
@@ -64,6 +70,18 @@ class _TorchFormat(FormatBinarizer):
         require("torch", f"{name_of(cls.format)} models")
 
     @classmethod
+    def explain(cls, error: Exception, artifact: Artifact) -> MLupError:
+        said = str(error)
+        if isinstance(error, RuntimeError) and any(words in said for words in _SAYS_NO_DEVICE):
+            return ModelBinarizationError(
+                f"{artifact.name}: expected tensors for a device of this machine, found those of another"
+                f' ({said.splitlines()[0][:200]}); set binarization_kwargs={{"map_location": "cpu"}}',
+                path=artifact.path,
+                format=name_of(cls.format),
+            )
+        return super().explain(error, artifact)
+
+    @classmethod
     def is_corrupt(cls, error: Exception) -> bool:
         if isinstance(error, OSError):
             return error.errno == errno.EINVAL  # its zip reader looks for the end before the beginning of a short file
@@ -75,15 +93,16 @@ class _TorchFormat(FormatBinarizer):
 class TorchBinarizer(_TorchFormat):
     """A `state_dict`, a whole module, or anything else that `torch.save` wrote; a module comes in evaluation mode.
 
-    A whole module is a pickle, and loading a pickle runs code that the file chooses: load only files that you trust.
-    `weights_only=True` is for those that you do not, and admits tensors alone.
+    A whole module is a pickle, and loading a pickle runs code that the file chooses: load only files that you trust, with
+    `weights_only=False`. A load admits tensors alone unless that is said, as `torch.load` does; the binarizer called directly, or
+    by the old package, does as it always did. `TORCH_FORCE_WEIGHTS_ONLY_LOAD` and `TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD` are heeded.
 
-    Options: `map_location`, as of `torch.load`; `weights_only`, False by default, as in the old package.
+    Options: `map_location`, `weights_only` and `encoding`, as of `torch.load`.
     """
 
     format = Format.TORCH
     deliveries = (Delivery.VIEW, Delivery.PATH, Delivery.STREAM, Delivery.BYTES)
-    options: ClassVar[frozenset[str]] = frozenset({"map_location", "weights_only"})
+    options: ClassVar[frozenset[str]] = frozenset({"encoding", "map_location", "weights_only"})
 
     @classmethod
     def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
@@ -129,8 +148,8 @@ class TorchBinarizer(_TorchFormat):
             copied = Placement(0, view.size_bytes if found is None else found.payload_bytes, (str(obstacle),))
             return super().from_view(view, artifact, terms)._replace(placement=copied)
         if can_map(torch):
-            options = {"map_location": None, "weights_only": False, "pickle_module": _pickle_for(artifact), **terms.options}
-            model = _in_evaluation_mode(load_in_place(torch, view, **options))
+            options = {"map_location": None, "encoding": "utf-8", **terms.options, "weights_only": _weights_only(terms)}
+            model = _in_evaluation_mode(load_in_place(torch, view, pickle_module=_pickle_for(artifact), **options))
         elif artifact.file is not None:
             with artifact.by_name() as path:
                 model = cls._load(path, artifact, terms, mmap=True).model
@@ -141,20 +160,51 @@ class TorchBinarizer(_TorchFormat):
     @classmethod
     def _load(cls, source: str | BinaryIO, artifact: Artifact, terms: Terms, **more: Any) -> Built:
         torch = require("torch", "torch models")
-        options = {"weights_only": False, **terms.options, **more}
+        options = {**terms.options, **more, "weights_only": _weights_only(terms)}
         pickle_module = None if options["weights_only"] else _pickle_for(artifact)
         return Built(_in_evaluation_mode(torch.load(source, pickle_module=pickle_module, **options)))
 
     @classmethod
     def explain(cls, error: Exception, artifact: Artifact) -> MLupError:
-        if isinstance(error, pickle.UnpicklingError) and any(words in str(error) for words in _SAYS_NOT_ADMITTED):
+        said = str(error)
+        if isinstance(error, (pickle.UnpicklingError, RuntimeError)) and any(words in said for words in _SAYS_NOT_ADMITTED):
+            names = _not_admitted(artifact, said)
+            forced = " and unset TORCH_FORCE_WEIGHTS_ONLY_LOAD" if _is_set("TORCH_FORCE_WEIGHTS_ONLY_LOAD") else ""
             return ModelBinarizationError(
-                f"{artifact.name}: it holds more than weights, which weights_only=True does not admit; if you trust the file,"
-                ' leave binarization_kwargs["weights_only"] out',
+                f"{artifact.name}: expected weights alone, found more ({names}), which loading would import and call; if you"
+                f' trust the file, set binarization_kwargs={{"weights_only": False}}{forced}',
                 path=artifact.path,
                 format=cls.format.value,
             )
         return super().explain(error, artifact)
+
+
+def _weights_only(terms: Terms) -> bool:
+    """As `torch.load` decides it since 2.6, with any torch; called directly, without a plan, the default is the old package's."""
+    if _is_set("TORCH_FORCE_WEIGHTS_ONLY_LOAD"):
+        return True
+    given = terms.options.get("weights_only")
+    if given is not None:
+        return bool(given)
+    return terms.planned and not _is_set("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "0").lower() in ("1", "y", "yes", "true")  # what torch takes for yes
+
+
+def _not_admitted(artifact: Artifact, said: str) -> str:
+    """The names of what is not admitted, all of them where torch can tell, otherwise the first, of which it complains."""
+    torch = require("torch", "torch models")
+    find = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
+    with contextlib.suppress(Exception):  # it reads zips only, and this is an error message
+        with artifact.open() as file:
+            names = find(file) if find is not None else []
+        if names:
+            more = f" and {len(names) - _SHOWN_GLOBALS} more" if len(names) > _SHOWN_GLOBALS else ""
+            return ", ".join(names[:_SHOWN_GLOBALS]) + more
+    found = _GLOBAL.search(said)
+    return found[1] if found else "something that is neither a tensor nor a container"
 
 
 def _directory(artifact: Artifact) -> TorchZip | None:
@@ -165,9 +215,10 @@ def _directory(artifact: Artifact) -> TorchZip | None:
 
 
 class TorchJITBinarizer(_TorchFormat):
-    """A TorchScript module, in evaluation mode. Options: `map_location`, as of `torch.jit.load`."""
+    """A TorchScript module, in evaluation mode. Options: `map_location` and `_extra_files`, as of `torch.jit.load`."""
 
     format = Format.TORCHSCRIPT
+    options: ClassVar[frozenset[str]] = frozenset({"map_location", "_extra_files"})
     deliveries = (Delivery.PATH, Delivery.BYTES)
 
     @classmethod

@@ -66,7 +66,9 @@ def can_map(torch: ModuleType) -> bool:
     )
 
 
-def load_in_place(torch: ModuleType, view: View, *, map_location: Any, weights_only: bool, pickle_module: Any) -> Any:
+def load_in_place(
+    torch: ModuleType, view: View, *, map_location: Any, weights_only: bool, pickle_module: Any, encoding: str
+) -> Any:
     """The object in the zip, its tensors copy-on-write over the view."""
     import numpy
 
@@ -75,4 +77,4 @@ def load_in_place(torch: ModuleType, view: View, *, map_location: Any, weights_o
     unpickler = torch._weights_only_unpickler if weights_only else pickle_module
     # Not by path: the reader and the view are to see the same file.
     with view.open_structure() as file, torch.serialization._open_zipfile_reader(file) as reader:
-        return torch.serialization._load(reader, map_location, unpickler, overall_storage=storage, encoding="utf-8")
+        return torch.serialization._load(reader, map_location, unpickler, overall_storage=storage, encoding=encoding)
