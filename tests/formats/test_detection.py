@@ -485,3 +485,25 @@ def test_nothing_stays_open(models: Path) -> None:
         detected(LoadedFile(path=__file__))
     if before:
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_only_what_the_first_bytes_ask_for_is_imported(tmp_path: Path) -> None:
+    """A pickle, a GGUF file and a text each import the detectors that they begin like, and no other format's parser."""
+    (tmp_path / "pickle").write_bytes(pickle.dumps([1, 2]))
+    (tmp_path / "gguf").write_bytes(b"GGUF\3\0\0\0" + bytes(16))
+    (tmp_path / "text").write_bytes(b"nothing in particular")
+    code = """
+        import sys
+        from mlup_stream.delivery.loaded_file import LoadedFile
+        from mlup_stream.ml.binarization.detection import formats_of
+        formats_of(LoadedFile(path=path))
+        wings = [name.removeprefix("mlup_stream.formats.") for name in sys.modules if name.startswith("mlup_stream.formats.")]
+        answer(sorted(name for name in wings if "." in name and not name.startswith("recognition.")))
+    """
+    found = {name: run_child(code, path=str(tmp_path / name)) for name in ("pickle", "gguf", "text")}
+    pickles = ["pickles.detection", "pickles.head"]
+    assert found == {
+        "pickle": ["frameworks.torch_head", *pickles],
+        "gguf": ["arrays.gguf"],
+        "text": ["onnx.head", *pickles],
+    }

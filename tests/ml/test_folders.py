@@ -70,6 +70,8 @@ def found_in(folder: Path) -> list[str]:
         (["pytorch_model.bin"], "pytorch_model.bin"),
         (["model.safetensors", "pytorch_model.bin"], "model.safetensors"),
         (["model.safetensors", "pytorch_model.bin", "training_args.bin", "optimizer.pt", "rng_state.pth"], "model.safetensors"),
+        (["adapter_model.safetensors", "training_args.bin", "scheduler.pt"], "adapter_model.safetensors"),
+        (["optimizer.pt"], "optimizer.pt"),
         (
             ["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors", "m.safetensors.index.json"],
             "m.safetensors.index.json",

@@ -26,7 +26,6 @@ _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 _FIRST_STANDS_FOR_ALL = ".gguf"
 """llama.cpp's parts have no index; the first has all metadata."""
 
-_HUB_CONFIGURATION = "config.json"
 _HUB = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -35,8 +34,8 @@ _HUB = (
     "tf_model.h5",
 )
 """The names that Hugging Face's `transformers` gives to the weights of a model, in the order of its preference."""
-_BESIDE_A_HUB_MODEL = re.compile(r"(?:training_args|optimizer|scheduler|scaler|rng_state|random_states)\b.*|rng_state_\d+\.pth")
-"""What its trainer leaves beside them, in formats of models."""
+_BESIDE_A_MODEL = re.compile(r"(?:training_args|optimizer|scheduler|scaler|rng_state|random_states)\b.*|rng_state_\d+\.pth")
+"""What a trainer leaves beside the weights, in formats of models; taken only where nothing else is."""
 
 
 def models_in(folder: str, names: list[str]) -> list[str]:
@@ -53,7 +52,7 @@ def models_in(folder: str, names: list[str]) -> list[str]:
     if not found:
         others = [name for name in names if name not in known]
         found = [name for name in others[:_LOOKED_AT] if _is_model(folder, name)] or vague
-    return _one_of_a_hub(names, _without_parts(found))
+    return _one_of_a_hub(_without_parts(found))
 
 
 def is_model_folder(path: str) -> bool:
@@ -79,9 +78,7 @@ def _without_parts(names: list[str]) -> list[str]:
     return kept
 
 
-def _one_of_a_hub(names: list[str], found: list[str]) -> list[str]:
-    weights = [name for name in _HUB if name in found]
-    rest = [name for name in found if name not in _HUB and not _BESIDE_A_HUB_MODEL.fullmatch(name)]
-    if weights and not rest and (_HUB_CONFIGURATION in names or len(found) == len(weights)):
-        return weights[:1]
-    return found
+def _one_of_a_hub(found: list[str]) -> list[str]:
+    models = [name for name in found if not _BESIDE_A_MODEL.fullmatch(name)] or found
+    weights = [name for name in _HUB if name in models]
+    return weights[:1] if weights and len(weights) == len(models) else models
