@@ -124,6 +124,14 @@ def test_two_models_are_ambiguous_for_load_and_inspect(tmp_path: Path) -> None:
             act(tmp_path)
 
 
+def test_a_scaler_of_scikit_learn_is_a_second_model(tmp_path: Path) -> None:
+    """Only what a trainer of torch leaves is passed over: which of two pickles is meant, nobody can say."""
+    for name in ("model.pkl", "scaler.pkl", "optimizer.pkl"):
+        (tmp_path / name).write_bytes(pickle.dumps([name]))
+    with pytest.raises(AmbiguousModelError, match="found 3"):
+        mlup.load(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "estimator.pkl"])
 def test_inspect_says_what_load_takes(tmp_path: Path, name: str) -> None:
     """`inspect FOLDER` is `inspect` of the file that `load FOLDER` loads."""

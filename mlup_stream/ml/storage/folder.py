@@ -34,8 +34,10 @@ _HUB = (
     "tf_model.h5",
 )
 """The names that Hugging Face's `transformers` gives to the weights of a model, in the order of its preference."""
-_BESIDE_A_MODEL = re.compile(r"(?:training_args|optimizer|scheduler|scaler|rng_state|random_states)\b.*|rng_state_\d+\.pth")
-"""What a trainer leaves beside the weights, in formats of models; taken only where nothing else is."""
+_BESIDE_A_MODEL = re.compile(
+    r"(?:training_args|optimizer|scheduler|scaler|rng_state)(?:_\d+)?\.(?:bin|pt|pth)|random_states_\d+\.pkl"
+)
+"""What the trainers of `transformers` and `accelerate` leave beside the weights; taken only where nothing else is."""
 
 
 def models_in(folder: str, names: list[str]) -> list[str]:
