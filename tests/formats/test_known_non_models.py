@@ -123,7 +123,7 @@ def test_dumps_of_xgboost_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.tensorflow
 def test_what_keras_and_tensorflow_write_beside_models_is_told(tmp_path: Path) -> None:
-    """`to_json`, a graph, the files of a checkpoint and its folder."""
+    """`to_json`, a graph, the file in a SavedModel, the files of a checkpoint and its folder."""
     pytest.importorskip("tensorflow", reason="writes the files")
     run_child(
         """
@@ -135,6 +135,7 @@ def test_what_keras_and_tensorflow_write_beside_models_is_told(tmp_path: Path) -
         open("layers.json", "w").write(model.to_json())
         graph = tensorflow.function(lambda x: x + 1).get_concrete_function(tensorflow.TensorSpec([3])).graph.as_graph_def()
         open("graph.pb", "wb").write(graph.SerializeToString())
+        model.export("exported", verbose=False)
         os.mkdir("training")
         tensorflow.train.Checkpoint(w=tensorflow.Variable([1.0])).save("training/ckpt")
         answer(True)
@@ -143,8 +144,9 @@ def test_what_keras_and_tensorflow_write_beside_models_is_told(tmp_path: Path) -
         folder=str(tmp_path),
     )
     found = {"layers.json": "layers of a Keras model", "graph.pb": "GraphDef"}
+    found["exported/saved_model.pb"] = "SavedModel; give its folder"
     found |= {f"training/{each.name}": "heckpoint" for each in (tmp_path / "training").iterdir()}
-    assert len(found) == 5
+    assert len(found) == 6
     for name, says in {**found, "training": "checkpoint"}.items():
         with pytest.raises(FormatNotRecognizedError, match=says):
             detected(LoadedFile(path=tmp_path / name))
