@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 from mlup_stream.constants import BinarizationType, Optimize, StorageType
 from mlup_stream.delivery.kinds import MappingMode
@@ -87,6 +87,7 @@ class Config:
     memory_limit: str = "soft"
     memory_ticket: bool = False
     memory_learned: bool | None = None
+    _is_detected: ClassVar[bool] = False
 
     def __new__(cls, *args: Any, **values: Any) -> Config:
         # Before the generated __init__, whose TypeError would suggest nothing.
@@ -95,11 +96,32 @@ class Config:
 
     def __post_init__(self) -> None:
         self.validate()
+        # Copies: the caller's own dictionaries stay as they are, whatever is done to these.
+        self.storage_kwargs = dict(self.storage_kwargs)
+        self.binarization_kwargs = dict(self.binarization_kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name == "binarization_type":
+            object.__setattr__(self, "_is_detected", False)
 
     def validate(self) -> None:
         """Checks every field, and turns the text of a choice into its enum member."""
         for name, check in _CHECKS.items():
-            setattr(self, name, check(name, getattr(self, name)))
+            given = getattr(self, name)
+            checked = check(name, given)
+            if checked is not given:
+                setattr(self, name, checked)
+
+    def note_detected(self, kind: Any) -> None:
+        """Writes what detection found to `binarization_type`; the next load, of whichever file, detects anew."""
+        self.binarization_type = kind
+        object.__setattr__(self, "_is_detected", True)
+
+    @property
+    def asked_binarization_type(self) -> str | BinarizationType | type[Any]:
+        """What somebody set `binarization_type` to; `"auto"` where detection did."""
+        return AUTO if self._is_detected else self.binarization_type
 
 
 def _text(name: str, value: Any) -> str:
@@ -215,10 +237,9 @@ def config_from_dict(values: Any, source: str = "configuration") -> Config:
 
 def config_to_dict(conf: Config) -> dict[str, Any]:
     """The configuration as plain values, sectioned as a file. A model that is held in memory is left out."""
-    fields = {each.name: _plain(each.name, getattr(conf, each.name)) for each in dataclasses.fields(conf)}
-    if storage_class(conf.storage_type).__dict__.get("gives_models"):
-        del fields["storage_kwargs"]
-    return {"version": FILE_VERSION, "ml": fields}
+    left_out = {"storage_kwargs"} if getattr(storage_class(conf.storage_type), "gives_models", False) else set()
+    names = [each.name for each in dataclasses.fields(conf) if each.name not in left_out]
+    return {"version": FILE_VERSION, "ml": {name: _plain(name, getattr(conf, name)) for name in names}}
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -9,7 +9,9 @@ what was found, what to do. The values that went into it are attributes.
 
 from __future__ import annotations
 
-from typing import Any
+import errno
+import os
+from typing import Any, ClassVar
 
 __all__ = [
     "AmbiguousFormatError",
@@ -44,8 +46,11 @@ class MLupError(Exception):
 
     def __init__(self, message: object = "", /, **values: Any) -> None:
         super().__init__(message)
-        # In __dict__, which BaseException.__reduce__ carries: the values survive a trip through pickle.
+        # In __dict__, which BaseException.__reduce__ carries: the values survive a trip through pickle. And set, because the
+        # builtins keep some names (`ImportError.name`, `OSError.errno`) elsewhere.
         self.__dict__.update(values)
+        for name, value in values.items():
+            setattr(self, name, value)
 
 
 class ConfigError(MLupError, ValueError):
@@ -66,12 +71,39 @@ class ModelLoadError(LoadError):
     """The model could not be loaded."""
 
 
-class ModelNotFoundError(ModelLoadError, FileNotFoundError):
+class _SystemError(ModelLoadError):
+    """What our errors that are an `OSError` share: `errno`, `strerror` and `filename`, which is `path`, filled as its own are."""
+
+    code: ClassVar[int]
+    errno: int | None
+    strerror: str | None
+    filename: Any
+
+    def __init__(self, message: object = "", /, **values: Any) -> None:
+        super().__init__(message, **values)
+        self._fill()
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        self._fill()
+
+    def _fill(self) -> None:
+        self.errno, self.strerror, self.filename = self.code, os.strerror(self.code), self.path
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # OSError's own would be "[Errno 2] ..." as soon as it has a file name
+
+
+class ModelNotFoundError(_SystemError, FileNotFoundError):
     """No file where one was looked for, or none that matches."""
 
+    code = errno.ENOENT
 
-class ModelPermissionError(ModelLoadError, PermissionError):
+
+class ModelPermissionError(_SystemError, PermissionError):
     """The file is there and this user may not read it."""
+
+    code = errno.EACCES
 
 
 class NotAModelFileError(ModelLoadError, ValueError):
@@ -84,20 +116,40 @@ class AmbiguousModelError(ModelLoadError, ValueError):
     candidates: tuple[str, ...] | None = None
 
 
-class ModelFileChanged(ModelLoadError, OSError):
+class ModelFileChanged(_SystemError, OSError):
     """The file was changed, truncated or replaced in place while it was being loaded."""
+
+    code = errno.ESTALE
 
 
 class MemoryBudgetExceeded(ModelLoadError, MemoryError):
-    """The load does not fit: `needed_bytes`, `available_bytes`, and `limit`, which says what set the tightest bound."""
+    """The load does not fit.
+
+    Attributes:
+        needed_bytes: What it takes.
+        available_bytes: What there is.
+        limit: What set the tightest bound, a `mlup_stream.memory.limit.Limit`.
+        enough_bytes: What that limit would have to be.
+        delivery: The delivery that needs least, of those that were asked for.
+        would_fit: The deliveries that fit.
+        considered: Every delivery and what it takes.
+        passed_bytes: How much of the file had been read when it was given up.
+    """
 
     needed_bytes: int | None = None
     available_bytes: int | None = None
     limit: Any = None
+    enough_bytes: int | None = None
+    delivery: str | None = None
+    would_fit: tuple[str, ...] = ()
+    considered: tuple[Any, ...] = ()
+    passed_bytes: int | None = None
 
 
-class LoadTicketTimeout(ModelLoadError, TimeoutError):
+class LoadTicketTimeout(_SystemError, TimeoutError):
     """This load's turn did not come in time: `holders` says who is loading, `timeout_seconds` how long it waited."""
+
+    code = errno.ETIMEDOUT
 
     holders: tuple[str, ...] | None = None
     timeout_seconds: float | None = None
@@ -120,9 +172,10 @@ class AmbiguousFormatError(ModelBinarizationError, ValueError):
 
 
 class MissingDependencyError(ModelBinarizationError, ImportError):
-    """The format was recognised; its library is not installed, or too old. The message has the line to paste."""
+    """The format was recognised; its library is not installed, or too old: `name`. The message has the line to paste."""
 
     extra: str | None = None
+    name: str | None
 
 
 class CorruptModelError(ModelBinarizationError, ValueError):

@@ -57,10 +57,10 @@ def require(module: str, needed_for: str) -> ModuleType:
         found = str(getattr(importlib.import_module(root), "__version__", ""))
     except ImportError as error:
         why = "is not installed" if _is_absent(error, root) else f"is installed and cannot be imported ({error})"
-        raise MissingDependencyError(f"{needed_for} need {wanted}, which {why}; {paste}", extra=known.extra) from error
+        raise MissingDependencyError(f"{needed_for} need {wanted}, which {why}; {paste}", extra=known.extra, name=root) from error
     numbers = tuple(int(part) for part in re.findall(r"\d+", found)[: len(minimum)])
     if numbers and numbers < minimum:
-        raise MissingDependencyError(f"{needed_for} need {wanted}, found {found}; {paste}", extra=known.extra)
+        raise MissingDependencyError(f"{needed_for} need {wanted}, found {found}; {paste}", extra=known.extra, name=root)
     return imported
 
 

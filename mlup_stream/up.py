@@ -15,7 +15,7 @@ from mlup_stream.config import (
     config_to_yaml,
 )
 from mlup_stream.constants import Delivery, StorageType
-from mlup_stream.errors import ModelLoadError
+from mlup_stream.errors import ConfigError, ModelLoadError
 from mlup_stream.ml.empty import EmptyModel
 from mlup_stream.ml.model import MLupModel
 from mlup_stream.registry import storage_class
@@ -33,29 +33,47 @@ class UP:
 
     Args:
         ml_model: The model object itself, for `StorageType.memory`; or an `MLupModel`.
-        conf: The settings; the default is a model in memory.
+        conf: The settings; the default is a model in memory, or those of the `MLupModel`.
 
     Raises:
         ModelLoadError: The storage is `memory` and there is no model.
+        ConfigError: There is a model, and a storage that finds another one.
+
+    An `UP` that is not loaded can be pickled; the model that it was given goes with it.
 
     Attributes:
         ml: Loads, holds and unloads the model.
-        conf: The settings.
+        conf: The settings: those of `ml`.
     """
 
     def __init__(self, ml_model: Any = None, conf: Config | None = None) -> None:
-        self.conf = conf if conf is not None else Config()
-        needs_model = getattr(storage_class(self.conf.storage_type), "gives_models", False)
-        if needs_model and ml_model is None and "model" not in self.conf.storage_kwargs:
-            raise ModelLoadError(
-                f"storage_type={self.conf.storage_type!r} needs the model itself: UP(ml_model=...);"
-                ' for a file set storage_type="disk" and storage_kwargs={"path_to_files": ...}'
-            )
         if isinstance(ml_model, MLupModel):
             self.ml = ml_model
-            self.ml.conf = self.conf
-        else:
-            self.ml = MLupModel(ml_model=ml_model if needs_model else None, conf=self.conf)
+            self.ml.conf = conf if conf is not None else ml_model.conf
+            return
+        conf = conf if conf is not None else Config()
+        gives_models = getattr(storage_class(conf.storage_type), "gives_models", False)
+        if gives_models and ml_model is None and "model" not in conf.storage_kwargs:
+            raise ModelLoadError(
+                f"storage_type={conf.storage_type!r} needs the model itself: UP(ml_model=...);"
+                ' for a file set storage_type="disk" and storage_kwargs={"path_to_files": ...}'
+            )
+        if not gives_models and ml_model is not None:
+            raise ConfigError(
+                f"storage_type={conf.storage_type!r} finds the model itself, and ml_model is a {type(ml_model).__name__};"
+                ' leave ml_model out, or set storage_type="memory"',
+                field="storage_type",
+                value=conf.storage_type,
+            )
+        self.ml = MLupModel(ml_model=ml_model, conf=conf)
+
+    @property
+    def conf(self) -> Config:
+        return self.ml.conf
+
+    @conf.setter
+    def conf(self, conf: Config) -> None:
+        self.ml.conf = conf
 
     def __repr__(self) -> str:
         return f"UP(conf={self.conf!r}, loaded={self.ml.loaded})"
@@ -82,7 +100,8 @@ class UP:
     @classmethod
     def _of(cls, conf: Config, load_model: bool) -> UP:
         # A file cannot hold a model object: one that says `memory` gets the empty one, as it always did.
-        up = cls(ml_model=EmptyModel(), conf=conf)
+        gives_models = getattr(storage_class(conf.storage_type), "gives_models", False)
+        up = cls(ml_model=EmptyModel() if gives_models and "model" not in conf.storage_kwargs else None, conf=conf)
         if load_model:
             up.ml.load()
         return up

@@ -42,7 +42,7 @@ def measure(case: str, path: str, way: str) -> dict[str, Any]:
     formats.import_modules(chosen)
     load = formats.prepared(path, way, options=chosen.options)
     with MemoryGovernor(None, learned=False) as governor:
-        rows = {row.delivery: row for row in load.__self__.weigh(governor)}  # type: ignore[attr-defined]  # a bound method
+        rows = {row.delivery: row for row in load.__self__.plan(governor)}  # type: ignore[attr-defined]  # a bound method
     found = measured(load, lambda loaded: None)
     found["answer"] = rows[way].to_dict()["estimate"] if way in rows else None
     return found

@@ -5,6 +5,7 @@ The figures are the kernel's: RSS and its parts before the binarizer runs (impor
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -91,7 +92,7 @@ def _facts(report: LoadReport) -> list[tuple[str, str]]:
         ("format", report.format),
         ("size", format_bytes(report.size_bytes)),
         ("delivery", f"{report.delivery}: {report.delivery_reason}"),
-        ("seconds", f"{report.seconds:.2f}, of which building the model {report.build_seconds:.2f}"),
+        ("seconds", f"{report.seconds:.2f}: {_stages(report)}"),
         ("peak from", report.memory.peak.source),
     ]
     if report.placement is not None:
@@ -102,6 +103,11 @@ def _facts(report: LoadReport) -> list[tuple[str, str]]:
         for step in report.memory.steps
     ]
     return facts
+
+
+def _stages(report: LoadReport) -> str:
+    stages = dataclasses.asdict(report.stage_seconds)
+    return ", ".join(f"{name.replace('_', ' ')} {seconds:.2f}" for name, seconds in stages.items())
 
 
 def _size(size_bytes: int | None) -> str:

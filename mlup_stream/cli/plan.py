@@ -42,7 +42,7 @@ def command(file: str, budget: str, delivery: str, binarization_type: str, optim
             memory_budget=budget,
         )
         with MemoryGovernor(conf.memory_budget) as governor:
-            rows = MLupModel(conf=conf).weigh(governor)
+            rows = MLupModel(conf=conf).plan(governor)
             room = governor.available()
     asked = [row for row in rows if delivery in (Delivery.AUTO.value, row.delivery)]
     if as_json:

@@ -7,6 +7,7 @@ host has left. Page cache counts as free everywhere: the kernel gives it up befo
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from mlup_stream.units import parse_bytes
 
 __all__ = ["Available", "Budget", "available"]
 
+_MOST_PERCENT = 100
 _ALLOWED = ("auto", "a number of bytes", "a size such as '512MiB'", "a fraction such as 0.8 or '80%'", "None")
 
 
@@ -41,6 +43,9 @@ class Budget:
     def of(cls, value: Any) -> Budget:
         """`"auto"`, bytes, `"512MiB"`, a fraction of the machine's or container's memory (`0.8`, `"80%"`), or None for no budget.
 
+        Numbers of NumPy count as Python's do. A whole number up to 100 is refused: as bytes it could load nothing, and whoever
+        writes 1 or 80 means 1.0 or `"80%"`.
+
         Raises:
             ConfigError: It is none of these.
         """
@@ -52,10 +57,15 @@ class Budget:
             value = _number_in(value)
         if value == "auto":
             return cls()
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return cls(limit_bytes=value)
-        if isinstance(value, float) and 0.0 < value <= 1.0:
-            return cls(fraction=value)
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            size_bytes = int(value)
+            if 0 < size_bytes <= _MOST_PERCENT:
+                part = 1.0 if size_bytes == 1 else size_bytes / 100
+                raise _not_a_budget(value, f"; this is a number of bytes: for a part write {part}")
+            if size_bytes > 0:
+                return cls(limit_bytes=size_bytes)
+        elif isinstance(value, numbers.Real) and not isinstance(value, bool) and 0.0 < float(value) <= 1.0:
+            return cls(fraction=float(value))
         raise _not_a_budget(value)
 
 
@@ -73,9 +83,9 @@ def _number_in(text: str) -> str | int | float:
         raise _not_a_budget(text) from error
 
 
-def _not_a_budget(value: Any) -> ConfigError:
+def _not_a_budget(value: Any, hint: str = "") -> ConfigError:
     return ConfigError(
-        f"memory_budget: {value!r} is not a budget; expected {', '.join(_ALLOWED)}",
+        f"memory_budget: {value!r} is not a budget; expected {', '.join(_ALLOWED)}{hint}",
         field="memory_budget",
         value=value,
         allowed=_ALLOWED,

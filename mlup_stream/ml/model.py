@@ -7,20 +7,21 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import logging
+import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlup_stream.config import Config
 from mlup_stream.delivery.artifact import Artifact, artifact_of
 from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
-from mlup_stream.delivery.terms import Built
+from mlup_stream.delivery.placement import Placement
 from mlup_stream.errors import AmbiguousModelError, ConfigError, MLupError, ModelLoadError, ModelNotFoundError, PredictError
 from mlup_stream.memory.gate import Weighed
 from mlup_stream.memory.governor import MemoryGovernor
@@ -28,15 +29,36 @@ from mlup_stream.memory.holders import holders_of
 from mlup_stream.memory.reclaim import ReclaimStep, give_back
 from mlup_stream.memory.report import MemoryReport
 from mlup_stream.ml.failure import nothing_left_behind
-from mlup_stream.ml.plan import LoadPlan, choose_binarizer, plan_load, weigh_load
-from mlup_stream.ml.report import LoadReport
+from mlup_stream.ml.plan import LoadPlan, choose_binarizer, plan_load, prepare_binarizer, weigh_load
+from mlup_stream.ml.report import LoadReport, Stopwatch
 from mlup_stream.registry import storage_class
 
 __all__ = ["MLupModel"]
 
 logger = logging.getLogger("mlup_stream")
 
-_NOT_LOADED = object()
+_DEFAULT_METHOD = "predict"
+
+
+class _Held(NamedTuple):
+    """What is loaded, in one value: whoever predicts reads it once, and another thread's `unload` takes nothing from under him.
+
+    Attributes:
+        model: The model object.
+        name: The method's name.
+        method: `model.name`, or None.
+        names_x: Whether the method takes its data as a keyword `X`, rather than as its first argument.
+    """
+
+    model: Any
+    name: str
+    method: Any
+    names_x: bool
+
+    @classmethod
+    def of(cls, model: Any, name: str) -> _Held:
+        method = getattr(model, name, None)
+        return cls(model, name, method, method is not None and _takes_x(method))
 
 
 class MLupModel:
@@ -55,14 +77,13 @@ class MLupModel:
         self.conf = conf if conf is not None else Config()
         self.report: LoadReport | None = None
         self._given_model = ml_model
-        self._model_obj: Any = _NOT_LOADED
+        self._held: _Held | None = None
         self._artifact: Artifact | None = None
-        self._predict_method: Any = None
         self._lock = threading.RLock()
 
     @property
     def loaded(self) -> bool:
-        return self._model_obj is not _NOT_LOADED
+        return self._held is not None
 
     @property
     def model_obj(self) -> Any:
@@ -71,9 +92,13 @@ class MLupModel:
         Raises:
             ModelLoadError: Nothing is loaded.
         """
-        if not self.loaded:
+        return self._loaded_now().model
+
+    def _loaded_now(self) -> _Held:
+        held = self._held
+        if held is None:
             raise ModelLoadError("the model is not loaded; call load() first")
-        return self._model_obj
+        return held
 
     def load(self, force_loading: bool = False) -> MLupModel:
         """Loads the model that the configuration describes.
@@ -91,77 +116,92 @@ class MLupModel:
 
         Raises:
             ModelLoadError: And its subclasses in `mlup_stream.errors`, each with what to do.
+            ConfigError: A setting is not valid, or `predict_method_name` names a method that the model does not have.
         """
         with self._lock:
             if self.loaded and not force_loading:
                 raise ModelLoadError("the model is loaded already; load(force_loading=True) loads it anew")
-            started = time.perf_counter()
+            clock = Stopwatch()
             self.conf.validate()
-            with nothing_left_behind() as releases:
-                artifact, asked = self._find()
+            others: set[str] = set()
+            with nothing_left_behind(others) as releases, self._governor() as governor:
+                artifact, asked = self._find(others)
                 releases.append(lambda: artifact.release())
                 size_bytes = artifact.size_bytes
                 if self.conf.snapshot:
                     artifact = artifact.snapshot()
-                with self._governor() as governor:
-                    binarizer = choose_binarizer(artifact, self.conf, governor)
-                    plan = plan_load(artifact, asked, binarizer, self.conf, governor, freed_bytes=self._kept_bytes())
-                    self._let_go()
-                    built, memory = _build(plan, artifact, governor)
-            self._hold(built.model, artifact)
-            seconds = time.perf_counter() - started
-            self.report = LoadReport.of(artifact.name, plan, memory, built.placement, size_bytes=size_bytes, seconds=seconds)
+                clock.ended("finding")
+                binarizer = choose_binarizer(artifact, self.conf)
+                _spare_in_dev_mode(binarizer, others)
+                clock.ended("detecting")
+                prepare_binarizer(binarizer, artifact, self.conf, governor)
+                clock.ended("importing")
+                plan = plan_load(artifact, asked, binarizer, self.conf, governor, freed_bytes=self._kept_bytes())
+                clock.ended("planning")
+                self._let_go()
+                clock.ended("giving_back")
+                held, placement, memory = self._build(plan, artifact, governor, clock)
+                clock.ended("giving_back")
+            self._hold(held, artifact)
+            self.report = LoadReport.of(
+                artifact.name, plan, memory, placement, size_bytes=size_bytes, stages=clock.stages
+            )
             logger.info("%s", self.report)
             return self
 
-    def weigh(self, governor: MemoryGovernor) -> tuple[Weighed, ...]:
+    def plan(self, governor: MemoryGovernor) -> tuple[Weighed, ...]:
         """What each delivery of the configured model would take, against the governor's budget; loads nothing.
 
         Raises:
             ModelLoadError: As `load`, but for the budget.
         """
-        with self._lock, nothing_left_behind() as releases:
-            artifact, asked = self._find()
+        others: set[str] = set()
+        with self._lock, nothing_left_behind(others) as releases:
+            artifact, asked = self._find(others)
             releases.append(artifact.release)
-            rows = weigh_load(artifact, asked, choose_binarizer(artifact, self.conf, governor), self.conf, governor)
+            binarizer = choose_binarizer(artifact, self.conf)
+            _spare_in_dev_mode(binarizer, others)
+            prepare_binarizer(binarizer, artifact, self.conf, governor)
+            rows = weigh_load(artifact, asked, binarizer, self.conf, governor)
             artifact.release()
             return rows
 
     def load_model_settings(self) -> None:
         """Looks up the model's `conf.predict_method_name`; `load` does it, and so must who changes the name later.
 
-        A model without that method loads all the same (a `state_dict` has none); only predicting with it is an error.
+        A model without it keeps what it has; only predicting with it is an error then. `load` refuses a name that somebody set,
+        and not the default: a `state_dict` has no `predict`.
 
         Raises:
             ModelLoadError: Nothing is loaded.
         """
-        self._predict_method = getattr(self.model_obj, self.conf.predict_method_name, None)
+        with self._lock:
+            self._held = _Held.of(self.model_obj, self.conf.predict_method_name)
 
     def predict(self, **predict_data: Any) -> Any:
         """Calls the model's `conf.predict_method_name` with `predict_data`.
 
-        `X` is the first positional argument of a method that does not call it so: `predict(X=rows)` works for every model.
+        `X` is the first positional argument of a method that does not call it so: `predict(X=rows)` works for every model. A
+        model that another thread unloads meanwhile answers the predictions that have begun.
 
         Raises:
             ModelLoadError: Nothing is loaded.
             PredictError: The model has no such method, or raised; its exception is chained.
         """
-        model = self.model_obj
-        if self._predict_method is None:
+        held = self._loaded_now()
+        if held.method is None:
             raise PredictError(
-                f"{type(model).__name__} has no method {self.conf.predict_method_name!r}; set predict_method_name to one it has"
+                f"{type(held.model).__name__} has no method {held.name!r}; set predict_method_name to one it has"
             )
         positional: tuple[Any, ...] = ()
-        if "X" in predict_data and not _has_parameter(self._predict_method, "X"):
+        if "X" in predict_data and not held.names_x:
             positional = (predict_data.pop("X"),)
         try:
-            return self._predict_method(*positional, **predict_data)
+            return held.method(*positional, **predict_data)
         except MLupError:
             raise
         except Exception as error:
-            raise PredictError(
-                f"{type(model).__name__}.{self.conf.predict_method_name} failed ({type(error).__name__}: {error})"
-            ) from error
+            raise PredictError(f"{type(held.model).__name__}.{held.name} failed ({type(error).__name__}: {error})") from error
 
     def unload(self) -> tuple[ReclaimStep, ...]:
         """Lets go of the model and gives its memory back. Does nothing when nothing is loaded.
@@ -180,18 +220,27 @@ class MLupModel:
     ) -> None:
         self.unload()
 
-    def _hold(self, model: Any, artifact: Artifact) -> None:
-        self._model_obj, self._artifact = model, artifact
+    def __getstate__(self) -> dict[str, Any]:
+        if self.loaded:
+            raise TypeError("a loaded model is not pickled with its MLupModel; unload() it first, and load() it where it arrives")
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_artifact")}
+        return {**state, "report": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _artifact=None, _lock=threading.RLock())
+
+    def _hold(self, held: _Held, artifact: Artifact) -> None:
+        self._held, self._artifact = held, artifact
         # One reference, this one: a second would keep the memory when this is let go.
         self._given_model = None
-        self.conf.storage_kwargs.pop("model", None)
-        self.load_model_settings()
+        if "model" in self.conf.storage_kwargs:
+            self.conf.storage_kwargs = {name: each for name, each in self.conf.storage_kwargs.items() if name != "model"}
 
     def _let_go(self) -> tuple[ReclaimStep, ...]:
-        if not self.loaded:
+        if self._held is None:
             return ()
-        alive = _weak_reference(self._model_obj)
-        self._model_obj, self._predict_method = _NOT_LOADED, None
+        alive = _weak_reference(self._held.model)
+        self._held = None
         steps = give_back()
         holders = self._artifact.held() if self._artifact is not None else ()
         if alive() is not None:
@@ -211,19 +260,33 @@ class MLupModel:
         memory = self.report.memory
         return max(0, (memory.settled.anon_bytes or 0) - (memory.baseline.anon_bytes or 0))
 
-    def _find(self) -> tuple[Artifact, Delivery | None]:
+    def _find(self, others: set[str]) -> tuple[Artifact, Delivery | None]:
         """The one model that the storage has, pinned where it lies, and the delivery that the storage asks for."""
         storage_type = storage_class(self.conf.storage_type)
+        _spare(storage_type, others)
         gives_models = bool(getattr(storage_type, "gives_models", False))
         arguments = dict(self.conf.storage_kwargs)
         if gives_models and "model" not in arguments:
-            arguments["model"] = self._model_obj if self.loaded else self._given_model
+            if self._held is not None:
+                self._given_model = self._held.model  # a reload that fails has it still
+            if self._given_model is None:
+                raise ModelNotFoundError(
+                    f"{storage_type.__name__}: expected the model itself, found none: nobody gave one, or it was unloaded;"
+                    " give it (again): UP(ml_model=...)"
+                )
+            arguments["model"] = self._given_model
         try:
-            found = storage_type(**arguments).load()
+            storage = storage_type(**arguments)
         except MLupError:
             raise
         except TypeError as error:
             raise ConfigError(f"storage_kwargs: {storage_type.__name__}: {error}", field="storage_kwargs") from error
+        except Exception as error:
+            raise ModelLoadError(f"{storage_type.__name__}: cannot be made ({type(error).__name__}: {error})") from error
+        try:
+            found = storage.load()
+        except MLupError:
+            raise
         except Exception as error:
             raise ModelLoadError(
                 f"{storage_type.__name__}: failed to find the model ({type(error).__name__}: {error})"
@@ -241,17 +304,45 @@ class MLupModel:
         return artifact_of(loaded, is_model=gives_models), loaded.delivery
 
 
-def _build(plan: LoadPlan, artifact: Artifact, governor: MemoryGovernor) -> tuple[Built, MemoryReport]:
-    """The model, and what building it took; the raw data is released by then.
+    def _build(
+        self, plan: LoadPlan, artifact: Artifact, governor: MemoryGovernor, clock: Stopwatch
+    ) -> tuple[_Held, Placement | None, MemoryReport]:
+        """The model, where its payload went, and what building it took; the raw data is released by then.
 
-    A function of its own, so that a model that fails the last check dies with its frame.
-    """
-    with governor.watching(plan.admission) as watch:
-        built = plan.build(artifact, watch.window)
-        if plan.prefaults:
-            artifact.prefault(built.placement)
-        artifact.check()
-        return built, watch.settle(artifact.release)
+        A function of its own, so that a model that fails the last check dies with its frame.
+        """
+        with governor.watching(plan.admission) as watch:
+            built = plan.build(artifact, watch.window)
+            if plan.prefaults:
+                artifact.prefault(built.placement)
+            artifact.check()
+            held = _Held.of(built.model, self.conf.predict_method_name)
+            _check_method(held, artifact.name)
+            clock.ended("building")
+            return held, built.placement, watch.settle(artifact.release)
+
+
+def _check_method(held: _Held, file: str) -> None:
+    if held.name != _DEFAULT_METHOD and not callable(held.method):
+        kind = type(held.model)
+        near = difflib.get_close_matches(held.name, [name for name in dir(kind) if not name.startswith("_")], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "set predict_method_name to one it has"
+        raise ConfigError(
+            f"{file}: predict_method_name={held.name!r}: the model, a {kind.__name__}, has no such method; {hint}",
+            field="predict_method_name",
+            value=held.name,
+        )
+
+
+def _spare_in_dev_mode(binarizer: type[Any], others: set[str]) -> None:
+    if sys.flags.dev_mode:
+        _spare(binarizer, others)
+
+
+def _spare(kind: type[Any], others: set[str]) -> None:
+    """Adds the module of somebody else's class to those whose frames a failure leaves alone."""
+    if kind.__module__.partition(".")[0] != __name__.partition(".")[0]:
+        others.add(kind.__module__)
 
 
 def _weak_reference(model: Any) -> Callable[[], Any]:
@@ -261,8 +352,20 @@ def _weak_reference(model: Any) -> Callable[[], Any]:
         return lambda: None
 
 
-def _has_parameter(method: Any, name: str) -> bool:
+def _takes_x(method: Any) -> bool:
+    """Whether `method` has a parameter that a keyword `X` reaches, and would not rather have it as its first argument."""
     try:
-        return name in inspect.signature(method).parameters
+        parameters = inspect.signature(method).parameters
     except (TypeError, ValueError):  # a method of an extension that says nothing of itself
         return False
+    kinds = {each.kind for each in parameters.values()}
+    if "X" in parameters:
+        return parameters["X"].kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return not kinds & _POSITIONAL and inspect.Parameter.VAR_KEYWORD in kinds
+
+
+_POSITIONAL = {
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+}

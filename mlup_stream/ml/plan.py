@@ -25,7 +25,7 @@ from mlup_stream.memory.governor import Admission, MemoryGovernor
 from mlup_stream.ml.binarization.base import BaseBinarizer
 from mlup_stream.registry import AUTO, binarization_type_of, binarizer_class, spec_of
 
-__all__ = ["LoadPlan", "choose_binarizer", "plan_load", "weigh_load"]
+__all__ = ["LoadPlan", "choose_binarizer", "plan_load", "prepare_binarizer", "weigh_load"]
 
 logger = logging.getLogger("mlup_stream")
 
@@ -68,32 +68,36 @@ class LoadPlan:
         return Built(self.binarizer.deserialize(artifact.given(read=terms.delivery is Delivery.BYTES), **terms.options))
 
 
-def choose_binarizer(artifact: Artifact, conf: Config, governor: MemoryGovernor) -> type[Any]:
-    """The binarizer for `artifact`, its library imported; what detection found is written to `conf.binarization_type`.
-
-    The import comes before anything is measured: a framework's memory is not the model's. It has to fit all the same.
+def choose_binarizer(artifact: Artifact, conf: Config) -> type[Any]:
+    """The binarizer for `artifact`; what detection found is written to `conf.binarization_type`.
 
     Raises:
         FormatNotRecognizedError, AmbiguousFormatError: `binarization_type="auto"` and the content does not tell.
-        MissingDependencyError: The format's library is not installed.
-        MemoryBudgetExceeded: There is less memory than importing it takes.
     """
     if artifact.is_model:
-        conf.binarization_type = BinarizationType.MEMORY
-    elif conf.binarization_type == AUTO:
+        conf.note_detected(BinarizationType.MEMORY)
+    elif conf.asked_binarization_type == AUTO:
         # Not imported before it is needed: who names the binarizer has no use for detection.
         from mlup_stream.ml.binarization.detection import detect
 
         format = detect(artifact)
-        conf.binarization_type = binarization_type_of(format)
+        conf.note_detected(binarization_type_of(format))
         logger.debug("%s: recognised as %s", artifact.name, spec_of(format).name)
-    binarizer = binarizer_class(conf.binarization_type)
-    if issubclass(binarizer, BaseBinarizer):
-        _prepare(binarizer, artifact, conf.binarization_kwargs, governor)
-    return binarizer
+    return binarizer_class(conf.binarization_type)
 
 
-def _prepare(binarizer: type[BaseBinarizer], artifact: Artifact, options: dict[str, Any], governor: MemoryGovernor) -> None:
+def prepare_binarizer(binarizer: type[Any], artifact: Artifact, conf: Config, governor: MemoryGovernor) -> None:
+    """Imports what the binarizer needs.
+
+    The import comes before anything is measured: a framework's memory is not the model's. It has to fit all the same.
+
+    Raises:
+        MissingDependencyError: The format's library is not installed.
+        MemoryBudgetExceeded: There is less memory than importing it takes.
+    """
+    if not issubclass(binarizer, BaseBinarizer):
+        return
+    options = conf.binarization_kwargs
     named = binarizer.named_modules(artifact)
     with governor.importing((*binarizer.libraries_for(options), *named), name=artifact.name):
         for module in named:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,49 @@ if TYPE_CHECKING:
     from mlup_stream.delivery.placement import Placement
     from mlup_stream.ml.plan import LoadPlan
 
-__all__ = ["LoadReport"]
+__all__ = ["LoadReport", "StageSeconds", "Stopwatch"]
+
+
+@dataclass(frozen=True)
+class StageSeconds:
+    """How long each stage of a load took.
+
+    Attributes:
+        finding: The storage, opening the file, and the snapshot where one was asked for.
+        detecting: Which format it is.
+        importing: The format's library, and what a pickle names; next to nothing from the second load on.
+        planning: Headers, estimates and the gate; waiting for a ticket too.
+        building: The binarizer, and bringing the payload into memory with `optimize="speed"`.
+        giving_back: The model that was replaced, views, the collector, the allocator.
+    """
+
+    finding: float = 0.0
+    detecting: float = 0.0
+    importing: float = 0.0
+    planning: float = 0.0
+    building: float = 0.0
+    giving_back: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return float(sum(dataclasses.astuple(self)))
+
+
+class Stopwatch:
+    """Tells a load's time apart: `ended(stage)` gives a stage the time since the last one ended."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def ended(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._since
+        self._since = now
+
+    @property
+    def stages(self) -> StageSeconds:
+        return StageSeconds(**self._seconds)
 
 
 @dataclass(frozen=True)
@@ -28,6 +72,7 @@ class LoadReport:
         delivery_reason: Why so.
         size_bytes: The size of the file, of the folder's files together, or of the content.
         seconds: The whole load, imports of the framework included.
+        stage_seconds: The same, told apart.
         build_seconds: The binarizer alone.
         estimate: What the load was expected to take, and how surely; None where nothing could be said.
         memory: RSS, anon and file memory before, at the peak and after, and what each step of the reclaim returned.
@@ -41,6 +86,7 @@ class LoadReport:
     delivery_reason: str
     size_bytes: int
     seconds: float
+    stage_seconds: StageSeconds
     build_seconds: float
     estimate: Estimate | None
     memory: MemoryReport
@@ -55,7 +101,7 @@ class LoadReport:
         placement: Placement | None,
         *,
         size_bytes: int,
-        seconds: float,
+        stages: StageSeconds,
     ) -> LoadReport:
         return cls(
             file=name,
@@ -64,7 +110,8 @@ class LoadReport:
             delivery=plan.delivery.value,
             delivery_reason=plan.reason,
             size_bytes=size_bytes,
-            seconds=seconds,
+            seconds=stages.total,
+            stage_seconds=stages,
             build_seconds=memory.seconds or 0.0,
             estimate=plan.admission.estimate,
             memory=memory,
@@ -74,6 +121,7 @@ class LoadReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; sizes in bytes, times in seconds, None for what could not be known."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values["stage_seconds"] = dataclasses.asdict(self.stage_seconds)
         values["memory"] = self.memory.to_dict()
         values["estimate"] = None if self.estimate is None else self.estimate.to_dict()
         values["placement"] = None if self.placement is None else self.placement.to_dict()

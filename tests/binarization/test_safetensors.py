@@ -358,7 +358,7 @@ def test_the_options_of_a_load_reach_its_estimate(big_file: Path) -> None:
             binarization_kwargs={"framework": "torch"},
         ))
         with mlup.MemoryGovernor(None, learned=False) as governor:
-            estimate = {row.delivery: row.estimate for row in up.ml.weigh(governor)}["bytes"]
+            estimate = {row.delivery: row.estimate for row in up.ml.plan(governor)}["bytes"]
         up.ml.load()
         memory = up.ml.report.memory
         base = memory.baseline.anon_bytes

@@ -33,7 +33,7 @@ MEASURE = """
 
     up_of(tiny, "auto").ml.load()    # what is imported at the first load is no part of the second
     with mlup.MemoryGovernor(None, learned=False) as governor:
-        estimates = {row.delivery: row.estimate.to_dict() for row in up_of(path, "auto").ml.weigh(governor) if row.estimate}
+        estimates = {row.delivery: row.estimate.to_dict() for row in up_of(path, "auto").ml.plan(governor) if row.estimate}
     found = {}
     for delivery, estimate in estimates.items():
         up = up_of(path, delivery)

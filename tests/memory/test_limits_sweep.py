@@ -83,7 +83,7 @@ MEASURE_BARE = (
     + """
 import mlup_stream.ml.plan, mlup_stream.ml.binarization.detection, mlup_stream.memory.reclaim
 artifact, _ = up.ml._find()
-mlup_stream.ml.plan.choose_binarizer(artifact, conf, mlup.MemoryGovernor())
+mlup_stream.ml.plan.prepare_binarizer(mlup_stream.ml.plan.choose_binarizer(artifact, conf), artifact, conf, mlup.MemoryGovernor())
 artifact.release()
 mlup_stream.memory.reclaim.give_back()
 group = memory_cgroups()[0] if memory_cgroups() else None
