@@ -16,7 +16,7 @@ help:
 	@echo "make test-torch       the tests that need torch"
 	@echo "make test-tensorflow  the tests that need TensorFlow and Keras"
 	@echo "make test-versions    the wheel, the import and the unpickler on each Python that is found"
-	@echo "make lint             ruff and mypy"
+	@echo "make lint             ruff and mypy, on callers too"
 	@echo "make test-all         all of these, as .ci/run does"
 
 $(VENV)/.made:
@@ -64,6 +64,7 @@ test-versions:
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -q -n 0 tests/test_typing.py
 
 test-all: lint test test-slow test-torch test-tensorflow test-versions
 

@@ -19,7 +19,7 @@ from mlup_stream.formats.kinds import FormatSpec, function_at
 from mlup_stream.registry import ROWS
 
 _ROOT = Path(__file__).resolve().parent.parent
-_DOCUMENTS = ("README.md", "docs/formats.md", "docs/security.md")
+_DOCUMENTS = ("README.md", "docs/formats.md", "docs/security.md", "docs/api.md")
 _BLOCK = re.compile(r"(<!-- (\w+): written by docs/write_tables\.py -->\n).*?(<!-- end -->)", re.DOTALL)
 _WIDTH = 150
 
@@ -61,7 +61,22 @@ def _code() -> str:
     return _markdown(heads, [(", ".join(names), *said) for said, names in grouped.items()])
 
 
-_WRITERS: dict[str, Callable[[], str]] = {"formats": _formats, "extras": _extras, "table": _table, "code": _code}
+def _options() -> str:
+    rows = []
+    for binarizer in (each for row in ROWS for each in row.binarizers):
+        kind = function_at(binarizer.at)
+        names = ", ".join(f"`{name}`" for name in sorted(getattr(kind, "option_names", ()))) or "none"
+        rows.append((", ".join(f'`"{name}"`' for name in binarizer.names), kind.__name__, names))
+    return _markdown(("`binarization_type`", "binarizer", "options"), rows)
+
+
+_WRITERS: dict[str, Callable[[], str]] = {
+    "formats": _formats,
+    "extras": _extras,
+    "table": _table,
+    "code": _code,
+    "options": _options,
+}
 
 
 def _markdown(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

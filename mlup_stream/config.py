@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from mlup_stream.constants import BinarizationType, Optimize, StorageType
 from mlup_stream.delivery.kinds import MappingMode
@@ -80,19 +81,14 @@ class Config:
     storage_kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
     binarization_type: str | BinarizationType | type[Any] = AUTO
     binarization_kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
-    optimize: str | Optimize = Optimize.MEMORY
-    mapping: str | MappingMode = MappingMode.AUTO
+    optimize: Literal["memory", "speed"] | Optimize = Optimize.MEMORY
+    mapping: Literal["auto", "read-only", "copy-on-write"] | MappingMode = MappingMode.AUTO
     snapshot: bool = False
     memory_budget: str | int | float | None = "auto"
-    memory_limit: str = "soft"
+    memory_limit: Literal["soft", "hard"] = "soft"
     memory_ticket: bool = False
     memory_learned: bool | None = None
     _is_detected: ClassVar[bool] = False
-
-    def __new__(cls, *args: Any, **values: Any) -> Config:
-        # Before the generated __init__, whose TypeError would suggest nothing.
-        refuse_unknown(values, "Config")
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         self.validate()
@@ -122,6 +118,18 @@ class Config:
     def asked_binarization_type(self) -> str | BinarizationType | type[Any]:
         """What somebody set `binarization_type` to; `"auto"` where detection did."""
         return AUTO if self._is_detected else self.binarization_type
+
+
+_generated_init = Config.__init__
+
+
+@functools.wraps(_generated_init)  # its signature is what `help` and editors show
+def _init(self: Config, *args: Any, **values: Any) -> None:
+    refuse_unknown(values, "Config")  # the generated one's TypeError would suggest nothing
+    _generated_init(self, *args, **values)
+
+
+Config.__init__ = _init  # type: ignore[method-assign]
 
 
 def _text(name: str, value: Any) -> str:

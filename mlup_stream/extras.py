@@ -54,7 +54,7 @@ def require(module: str, needed_for: str) -> ModuleType:
     paste = f"run: pip install {known.to_install}"
     try:
         imported = importlib.import_module(module)
-        found = str(getattr(importlib.import_module(root), "__version__", ""))
+        found = _version_of(importlib.import_module(root))
     except ImportError as error:
         why = "is not installed" if _is_absent(error, root) else f"is installed and cannot be imported ({error})"
         raise MissingDependencyError(f"{needed_for} need {wanted}, which {why}; {paste}", extra=known.extra, name=root) from error
@@ -62,6 +62,19 @@ def require(module: str, needed_for: str) -> ModuleType:
     if numbers and numbers < minimum:
         raise MissingDependencyError(f"{needed_for} need {wanted}, found {found}; {paste}", extra=known.extra, name=root)
     return imported
+
+
+def _version_of(module: ModuleType) -> str:
+    """Its own word, or else its distribution's: click has deprecated the attribute, and asking for it warns."""
+    said = vars(module).get("__version__")
+    if said is None:
+        import importlib.metadata  # of several megabytes, for a library in ten
+
+        try:
+            said = importlib.metadata.version(module.__name__)
+        except importlib.metadata.PackageNotFoundError:
+            said = getattr(module, "__version__", "")
+    return str(said)
 
 
 def _is_absent(error: ImportError, root: str) -> bool:

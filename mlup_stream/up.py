@@ -1,10 +1,11 @@
-"""`UP`, the object that a program holds, and `load`, the one-liner."""
+"""`UP`, the object that a program holds."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
+from mlup_stream.calls import load
 from mlup_stream.config import (
     Config,
     config_from_dict,
@@ -14,7 +15,6 @@ from mlup_stream.config import (
     config_to_json,
     config_to_yaml,
 )
-from mlup_stream.constants import Delivery, StorageType
 from mlup_stream.errors import ConfigError, ModelLoadError
 from mlup_stream.ml.empty import EmptyModel
 from mlup_stream.ml.model import MLupModel
@@ -117,20 +117,3 @@ class UP:
     def to_json(self, path_to_file: str | os.PathLike[str]) -> None:
         """Writes the settings to a JSON file."""
         config_to_json(self.conf, path_to_file)
-
-
-def load(path: str | os.PathLike[str], *, delivery: str | Delivery = Delivery.AUTO, **settings: Any) -> Any:
-    """The model in the file, or folder, at `path`: the model object itself, as `joblib.load` would give it.
-
-    Args:
-        path: The model file; a folder with one model in it; or a folder that is a model.
-        delivery: `"auto"`, `"path"`, `"view"`, `"stream"` or `"bytes"`.
-        settings: Any field of `Config`, such as `binarization_type="onnx"`.
-
-    Raises:
-        ModelLoadError: And its subclasses, each with what to do.
-        ConfigError: A setting is not known or not valid.
-    """
-    settings.setdefault("storage_type", StorageType.disk)
-    arguments = {"path_to_files": path, "delivery": delivery, **settings.pop("storage_kwargs", {})}
-    return MLupModel(conf=Config(storage_kwargs=arguments, **settings)).load().model_obj

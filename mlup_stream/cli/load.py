@@ -8,16 +8,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from typing import Any
 
 import click
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from mlup_stream.calls import open_model
 from mlup_stream.cli.exit_codes import exit_on_error
-from mlup_stream.config import Config
-from mlup_stream.constants import Delivery, Optimize, StorageType
+from mlup_stream.cli.options import add_load_options, settings_of
 from mlup_stream.memory.meter import Peak
-from mlup_stream.ml.model import MLupModel
 from mlup_stream.ml.report import LoadReport
 from mlup_stream.units import format_bytes
 
@@ -26,21 +26,11 @@ __all__ = ["command", "report_table"]
 
 @click.command("load", help=__doc__)
 @click.argument("file", type=click.Path())
-@click.option("--delivery", type=click.Choice([kind.value for kind in Delivery]), default="auto", show_default=True)
-@click.option("--format", "binarization_type", default="auto", show_default=True, help="A format's name, such as onnx.")
-@click.option("--optimize", type=click.Choice([kind.value for kind in Optimize]), default="memory", show_default=True)
+@add_load_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def command(file: str, delivery: str, binarization_type: str, optimize: str, as_json: bool) -> None:
-    with exit_on_error():
-        conf = Config(
-            storage_type=StorageType.disk,
-            storage_kwargs={"path_to_files": file, "delivery": delivery},
-            binarization_type=binarization_type,
-            optimize=optimize,
-        )
-        with MLupModel(conf=conf).load() as model:
-            report = model.report
-    assert report is not None  # a load that returns has a report
+def command(file: str, as_json: bool, **options: Any) -> None:
+    with exit_on_error(), open_model(file, **settings_of(options)) as loaded:
+        report = loaded.report
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlup_stream._version import __version__
 from mlup_stream.errors import MissingDependencyError
@@ -13,18 +14,34 @@ from mlup_stream.extras import require
 if TYPE_CHECKING:
     import click
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
 
 SUBCOMMANDS = ("demo", "inspect", "load", "pack", "plan")
 
 
-def main() -> None:
-    """The entry point: runs the subcommand and exits with its code (see `cli.exit_codes`)."""
+def main() -> NoReturn:
+    """The entry point: runs the subcommand of this process's command line and exits with its code."""
     try:
-        require("rich", "the tables of the command line")
-        _group().main(prog_name="mlup-stream")
+        sys.exit(run())
     except MissingDependencyError as error:
         sys.exit(f"mlup-stream: {error}")
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand, and returns its exit code (see `cli.exit_codes`).
+
+    Args:
+        arguments: What follows the command's name; None for those of this process.
+
+    Raises:
+        MissingDependencyError: The extra `cli` is not installed.
+    """
+    require("rich", "the tables of the command line")
+    try:
+        _group().main(None if arguments is None else list(arguments), prog_name="mlup-stream")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
 
 
 def _group() -> click.Group:

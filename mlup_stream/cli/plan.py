@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from mlup_stream.calls import plan
 from mlup_stream.cli.exit_codes import BUDGET_EXCEEDED, exit_on_error
-from mlup_stream.config import Config
-from mlup_stream.constants import Delivery, Optimize, StorageType
+from mlup_stream.cli.options import add_load_options, settings_of
 from mlup_stream.memory.budget import Available
 from mlup_stream.memory.gate import Weighed
-from mlup_stream.memory.governor import MemoryGovernor
-from mlup_stream.ml.model import MLupModel
 from mlup_stream.units import format_bytes
 
 __all__ = ["command"]
@@ -27,29 +26,16 @@ __all__ = ["command"]
 
 @click.command("plan", help=__doc__)
 @click.argument("file", type=click.Path())
-@click.option("--budget", default="auto", show_default=True, help="auto, 512MiB, a number of bytes, or a fraction (0.8).")
-@click.option("--delivery", type=click.Choice([kind.value for kind in Delivery]), default="auto", show_default=True)
-@click.option("--format", "binarization_type", default="auto", show_default=True, help="A format's name, such as onnx.")
-@click.option("--optimize", type=click.Choice([kind.value for kind in Optimize]), default="memory", show_default=True)
+@add_load_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def command(file: str, budget: str, delivery: str, binarization_type: str, optimize: str, as_json: bool) -> None:
+def command(file: str, as_json: bool, **options: Any) -> None:
     with exit_on_error():
-        conf = Config(
-            storage_type=StorageType.disk,
-            storage_kwargs={"path_to_files": file},
-            binarization_type=binarization_type,
-            optimize=optimize,
-            memory_budget=budget,
-        )
-        with MemoryGovernor(conf.memory_budget) as governor:
-            rows = MLupModel(conf=conf).plan(governor)
-            room = governor.available()
-    asked = [row for row in rows if delivery in (Delivery.AUTO.value, row.delivery)]
+        said = plan(file, **settings_of(options))
     if as_json:
-        click.echo(json.dumps({"file": file, **room.to_dict(), "deliveries": [row.to_dict() for row in rows]}, indent=2))
+        click.echo(json.dumps(said.to_dict(), indent=2))
     else:
-        Console().print(_table(file, rows, room))
-    sys.exit(0 if any(row.fits for row in asked) else BUDGET_EXCEEDED)
+        Console().print(_table(file, said.deliveries, said.available))
+    sys.exit(0 if said.fits else BUDGET_EXCEEDED)
 
 
 def _table(file: str, rows: tuple[Weighed, ...], room: Available) -> Table:

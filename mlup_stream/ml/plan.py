@@ -22,7 +22,7 @@ from mlup_stream.formats.kinds import name_of
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.memory.gate import Weighed
 from mlup_stream.memory.governor import Admission, MemoryGovernor
-from mlup_stream.ml.binarization.base import BaseBinarizer
+from mlup_stream.ml.binarization.base import BaseBinarizer, FormatBinarizer
 from mlup_stream.registry import AUTO, binarization_type_of, binarizer_class, spec_of
 
 __all__ = ["LoadPlan", "choose_binarizer", "plan_load", "prepare_binarizer", "weigh_load"]
@@ -73,6 +73,7 @@ def choose_binarizer(artifact: Artifact, conf: Config) -> type[Any]:
 
     Raises:
         FormatNotRecognizedError, AmbiguousFormatError: `binarization_type="auto"` and the content does not tell.
+        ConfigError: `binarization_kwargs` has an option that the binarizer does not have.
     """
     if artifact.is_model:
         conf.note_detected(BinarizationType.MEMORY)
@@ -83,7 +84,10 @@ def choose_binarizer(artifact: Artifact, conf: Config) -> type[Any]:
         format = detect(artifact)
         conf.note_detected(binarization_type_of(format))
         logger.debug("%s: recognised as %s", artifact.name, spec_of(format).name)
-    return binarizer_class(conf.binarization_type)
+    binarizer = binarizer_class(conf.binarization_type)
+    if issubclass(binarizer, FormatBinarizer):
+        binarizer.check_options(conf.binarization_kwargs)  # before a framework is imported for nothing
+    return binarizer
 
 
 def prepare_binarizer(binarizer: type[Any], artifact: Artifact, conf: Config, governor: MemoryGovernor) -> None:

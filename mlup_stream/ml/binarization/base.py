@@ -91,7 +91,7 @@ class FormatBinarizer(BaseBinarizer):
 
     format: ClassVar[str]
     """A `Format`, or the name of somebody else's."""
-    options: ClassVar[frozenset[str]] = frozenset()
+    option_names: ClassVar[frozenset[str]] = frozenset()
     """The names that `binarization_kwargs` may have."""
     corrupt: ClassVar[tuple[type[Exception], ...]] = (EOFError, ValueError, struct.error, zlib.error, OverflowError)
     """What the library raises when the file's content is wrong, rather than something else."""
@@ -108,7 +108,7 @@ class FormatBinarizer(BaseBinarizer):
 
         Args:
             data: A `LoadedFile`, or anything that has `raw_data` and `path`.
-            options: What `binarization_kwargs` holds; `cls.options` names what is allowed.
+            options: What `binarization_kwargs` holds; `cls.option_names` names what is allowed.
 
         Raises:
             MissingDependencyError: The format's library is not installed.
@@ -125,7 +125,7 @@ class FormatBinarizer(BaseBinarizer):
     @classmethod
     def build(cls, artifact: Artifact, terms: Terms) -> Built:
         """The model in the artifact on these terms. Raises as `deserialize`; `ModelFileChanged` where the file has changed."""
-        cls._check_options(terms.options)
+        cls.check_options(terms.options)
         cls.prepare_for(terms.options)
         with cls.explained(artifact):
             built = cls._dispatch(artifact, terms)
@@ -210,15 +210,15 @@ class FormatBinarizer(BaseBinarizer):
         )
 
     @classmethod
-    def _check_options(cls, options: Mapping[str, Any]) -> None:
-        unknown = sorted(options.keys() - cls.options)
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        unknown = sorted(options.keys() - cls.option_names)
         if unknown:
-            allowed = ", ".join(sorted(cls.options)) or "none"
+            allowed = ", ".join(sorted(cls.option_names)) or "none"
             raise ConfigError(
                 f"binarization_kwargs: {cls.__name__} has no option {unknown[0]!r}; allowed: {allowed}",
                 field="binarization_kwargs",
                 value=unknown[0],
-                allowed=tuple(sorted(cls.options)),
+                allowed=tuple(sorted(cls.option_names)),
             )
 
 

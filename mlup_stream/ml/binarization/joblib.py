@@ -47,7 +47,7 @@ class JoblibBinarizer(PickleBinarizer):
 
     format = Format.JOBLIB
     libraries = ("numpy",)
-    options: ClassVar[frozenset[str]] = frozenset({"ensure_native_byte_order"})
+    option_names: ClassVar[frozenset[str]] = frozenset({"ensure_native_byte_order"})
 
     @classmethod
     def prepare(cls) -> None:

@@ -50,7 +50,7 @@ class _NumpyBinarizer(FormatBinarizer):
 
     deliveries = (Delivery.VIEW, Delivery.PATH, Delivery.STREAM, Delivery.BYTES)
     libraries = ("numpy",)
-    options: ClassVar[frozenset[str]] = frozenset({"allow_pickle", "encoding", "fix_imports"})
+    option_names: ClassVar[frozenset[str]] = frozenset({"allow_pickle", "encoding", "fix_imports"})
 
     @classmethod
     def prepare(cls) -> None:

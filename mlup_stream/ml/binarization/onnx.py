@@ -43,7 +43,7 @@ class InferenceSessionBinarizer(FormatBinarizer):
     format = Format.ONNX
     libraries = ("onnxruntime",)
     deliveries = (Delivery.VIEW, Delivery.STREAM, Delivery.PATH, Delivery.BYTES)
-    options: ClassVar[frozenset[str]] = frozenset(
+    option_names: ClassVar[frozenset[str]] = frozenset(
         {"disabled_optimizers", "enable_fallback", "provider_options", "providers", "read_config_from_model", "sess_options"}
     )
     corrupt = ()

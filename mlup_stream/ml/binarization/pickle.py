@@ -49,7 +49,7 @@ class PickleBinarizer(FormatBinarizer):
 
     format = Format.PICKLE
     deliveries = (Delivery.VIEW, Delivery.PATH, Delivery.STREAM, Delivery.BYTES)
-    options: ClassVar[frozenset[str]] = frozenset({"encoding", "errors", "fix_imports", "buffers"})
+    option_names: ClassVar[frozenset[str]] = frozenset({"encoding", "errors", "fix_imports", "buffers"})
 
     @classmethod
     def prepare(cls) -> None:

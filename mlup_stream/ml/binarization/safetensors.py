@@ -42,7 +42,7 @@ class SafetensorsBinarizer(FormatBinarizer):
 
     format = Format.SAFETENSORS
     deliveries = (Delivery.VIEW, Delivery.PATH, Delivery.STREAM, Delivery.BYTES)
-    options: ClassVar[frozenset[str]] = frozenset({"framework"})
+    option_names: ClassVar[frozenset[str]] = frozenset({"framework"})
 
     @classmethod
     def prepare(cls) -> None:

@@ -61,7 +61,7 @@ class TensorFlowBinarizer(FormatBinarizer):
 
     format = Format.KERAS
     deliveries = (Delivery.PATH, Delivery.STREAM, Delivery.VIEW, Delivery.BYTES)
-    options: ClassVar[frozenset[str]] = frozenset({"custom_objects", "compile", "safe_mode"})
+    option_names: ClassVar[frozenset[str]] = frozenset({"custom_objects", "compile", "safe_mode"})
     corrupt = (*FormatBinarizer.corrupt, KeyError, zipfile.BadZipFile)
 
     @classmethod
@@ -152,7 +152,7 @@ class TensorFlowSavedBinarizer(FormatBinarizer):
     format = Format.SAVED_MODEL
     libraries = ("tensorflow",)
     deliveries = (Delivery.PATH,)
-    options: ClassVar[frozenset[str]] = frozenset({"tags"})
+    option_names: ClassVar[frozenset[str]] = frozenset({"tags"})
 
     @classmethod
     def prepare(cls) -> None:

@@ -62,7 +62,7 @@ class _TorchFormat(FormatBinarizer):
     """What the two have in common."""
 
     libraries = ("torch",)
-    options: ClassVar[frozenset[str]] = frozenset({"map_location"})
+    option_names: ClassVar[frozenset[str]] = frozenset({"map_location"})
     corrupt = (*FormatBinarizer.corrupt, pickle.UnpicklingError, AssertionError, IndexError, KeyError, TypeError)
 
     @classmethod
@@ -102,7 +102,7 @@ class TorchBinarizer(_TorchFormat):
 
     format = Format.TORCH
     deliveries = (Delivery.VIEW, Delivery.PATH, Delivery.STREAM, Delivery.BYTES)
-    options: ClassVar[frozenset[str]] = frozenset({"encoding", "map_location", "weights_only"})
+    option_names: ClassVar[frozenset[str]] = frozenset({"encoding", "map_location", "weights_only"})
 
     @classmethod
     def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
@@ -218,7 +218,7 @@ class TorchJITBinarizer(_TorchFormat):
     """A TorchScript module, in evaluation mode. Options: `map_location` and `_extra_files`, as of `torch.jit.load`."""
 
     format = Format.TORCHSCRIPT
-    options: ClassVar[frozenset[str]] = frozenset({"map_location", "_extra_files"})
+    option_names: ClassVar[frozenset[str]] = frozenset({"map_location", "_extra_files"})
     deliveries = (Delivery.PATH, Delivery.BYTES)
 
     @classmethod

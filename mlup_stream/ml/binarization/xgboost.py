@@ -55,7 +55,7 @@ class XGBoostBinarizer(FormatBinarizer):
     format = Format.XGBOOST
     libraries = ("xgboost",)
     deliveries = (Delivery.VIEW, Delivery.PATH, Delivery.BYTES)
-    options = frozenset({"params"})
+    option_names = frozenset({"params"})
 
     @classmethod
     def prepare(cls) -> None:

@@ -1,0 +1,65 @@
+"""The options that `load` and `plan` share, and what they mean for the functions of the same names.
+
+    @click.command("load")
+    @add_load_options
+    def command(file, **options):
+        load(file, **settings_of(options))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from mlup_stream.constants import Delivery, MappingMode, Optimize
+
+__all__ = ["add_load_options", "settings_of"]
+
+
+def _split(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """`NAME=VALUE` as a dictionary; a value that is JSON is read as such: a number, true, a list. All else is text."""
+    options = {}
+    for each in values:
+        name, equals, text = each.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{each!r}: expected NAME=VALUE, such as framework=torch")
+        try:
+            options[name] = json.loads(text)
+        except ValueError:
+            options[name] = text
+    return options
+
+
+_OPTIONS = (
+    click.option("--budget", "memory_budget", default="auto", show_default=True, help="auto, none, 512MiB, bytes, or 0.8."),
+    click.option("--delivery", type=click.Choice([kind.value for kind in Delivery]), default="auto", show_default=True),
+    click.option("--format", "binarization_type", default="auto", show_default=True, help="A format's name, such as onnx."),
+    click.option("--mapping", type=click.Choice([kind.value for kind in MappingMode]), default="auto", show_default=True),
+    click.option("--memory-limit", type=click.Choice(["soft", "hard"]), default="soft", show_default=True),
+    click.option("--optimize", type=click.Choice([kind.value for kind in Optimize]), default="memory", show_default=True),
+    click.option(
+        "--option",
+        "binarization_kwargs",
+        metavar="NAME=VALUE",
+        multiple=True,
+        callback=_split,
+        help="An option of the format's binarizer; may be given more than once.",
+    ),
+    click.option("--snapshot", is_flag=True, help="Load a private copy of the file."),
+)
+
+
+def add_load_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a load, each with the name and the meaning of a field of `Config`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def settings_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of `mlup_stream.load` for the options that were given."""
+    budget = options["memory_budget"]
+    return {**options, "memory_budget": None if budget.lower() == "none" else budget}
