@@ -57,6 +57,10 @@ def _variables(frame: FrameType, target: Any) -> list[str]:
     """The frame's variables that are `target`; none of this package's own calls."""
     if str(frame.f_globals.get("__name__", "")).startswith(_OWN):
         return []
+    if frame.f_trace is not None and sys.version_info < (3, 13):
+        # The dict is written back to the variables after each call of the trace function: to read it may undo an assignment,
+        # and to clear it takes the running call's variables away.
+        return []
     variables = frame.f_locals
     names = [name for name, value in variables.items() if value is target]
     if frame.f_code.co_flags & CO_OPTIMIZED and isinstance(variables, dict):

@@ -158,11 +158,17 @@ class LearnedStore:
 
 
 def refined(estimate: Estimate | None, measured: Measured | None) -> Estimate | None:
-    """The better of what the headers say and what was measured: exact headers, then a measurement, then the rest."""
+    """The better of what the headers say and what was measured: exact headers, then a measurement, then the rest.
+
+    A measurement lowers an upper bound of the headers and never raises it.
+    """
     if measured is None or (estimate is not None and estimate.certainty is Certainty.EXACT):
         return estimate
     sizes: dict[str, Any] = measured._asdict()
-    sizes["settled_anon_bytes"] = min(measured.settled_anon_bytes, measured.peak_anon_bytes)
+    if estimate is not None and estimate.certainty is Certainty.CONSERVATIVE:
+        # What other threads take in the interval is measured too, and what is refused for it is never measured again.
+        sizes["peak_anon_bytes"] = min(measured.peak_anon_bytes, estimate.peak_anon_bytes)
+    sizes["settled_anon_bytes"] = min(measured.settled_anon_bytes, sizes["peak_anon_bytes"])
     sizes["settled_file_bytes"] = min(measured.settled_file_bytes, measured.peak_file_bytes)
     why = "what earlier loads of this file took"
     if estimate is None:

@@ -6,7 +6,7 @@ import errno
 import time
 from collections.abc import Callable
 
-from mlup_stream.errors import MemoryBudgetExceeded
+from mlup_stream.errors import MemoryBudgetExceeded, MLupError
 from mlup_stream.memory.budget import Available
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.memory.gate import overhead_bytes
@@ -186,7 +186,9 @@ def is_out_of_memory(error: BaseException | None) -> bool:
         seen.add(id(error))
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return True
-        text = str(error)[:2000].lower()
+        # Our own errors and the system's quote names and paths, which may have such words in them: their type says what they are.
+        quotes = isinstance(error, MLupError) or (isinstance(error, OSError) and error.errno is not None)
+        text = "" if quotes else str(error)[:2000].lower()
         if any(words in text for words in _OUT_OF_MEMORY):
             return True
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -106,3 +106,27 @@ def test_there_are_never_more_than_five() -> None:
     held = [[model] * size for size in range(1, 20)]
     assert len(holders_of(model)) == 5
     assert len(held) == 19
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="f_locals is a view of the frame, which nothing writes back")
+def test_a_traced_call_keeps_its_variables() -> None:
+    """A debugger's or a coverage tool's trace function: looking for holders takes no variable from the call that it follows."""
+    model = Model()
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if event == "line" and frame.f_code is traced.__code__:
+            holders_of(model)
+        return trace
+
+    def traced() -> int:
+        first = 1
+        second = first + 1
+        return first + second
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        total = traced()
+    finally:
+        sys.settrace(before)
+    assert total == 3

@@ -243,6 +243,21 @@ def test_what_was_measured_replaces_what_is_not_exact() -> None:
         assert (learned.peak_anon_bytes, learned.peak_file_bytes, learned.settled_anon_bytes) == (100, 20, 50)
 
 
+def test_a_measurement_never_raises_an_upper_bound() -> None:
+    """A load beside a thread that allocates is measured with it: the headers' upper bound holds, or it is refused for good."""
+    bound = Estimate.private(80, certainty=Certainty.CONSERVATIVE, why="a test")
+    learned = refined(bound, Measured(1000, 20, 900, 10))
+    assert learned is not None
+    assert (learned.peak_anon_bytes, learned.settled_anon_bytes) == (80, 80)
+
+
+def test_more_settled_than_there_was_at_the_peak_is_clamped() -> None:
+    """A process that grew between the peak and the end leaves such a measurement: no estimate may be made of it as it is."""
+    learned = refined(None, Measured(100, 20, 150, 30))
+    assert learned is not None
+    assert (learned.settled_anon_bytes, learned.settled_file_bytes) == (100, 20)
+
+
 def test_recording_needs_no_framework_and_little_memory(tmp_path: Path) -> None:
     """At most 5 MiB with json and platformdirs, which the first load of a large file pays."""
     assert (

@@ -11,7 +11,7 @@ import pytest
 from child import run_child
 from limits import data_limit, needs_cgroups, run_limited
 
-from mlup_stream.errors import MemoryBudgetExceeded
+from mlup_stream.errors import CorruptModelError, MemoryBudgetExceeded
 from mlup_stream.memory.budget import Available
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.memory.governor import MemoryGovernor
@@ -205,6 +205,15 @@ def test_other_errors_are_not_out_of_memory() -> None:
     assert not is_out_of_memory(error)
     assert not is_out_of_memory(OSError(errno.ENOENT, "No such file"))
     assert not is_out_of_memory(None)
+
+
+def test_what_errors_quote_of_a_file_is_no_failed_allocation() -> None:
+    """A path, or a name out of a file, may have any words in it; our errors and the system's say by type what they are."""
+    assert not is_out_of_memory(CorruptModelError("out of memory.pkl: it may be truncated"))
+    assert not is_out_of_memory(FileNotFoundError(errno.ENOENT, "No such file or directory", "bad_alloc.bin"))
+    caused = CorruptModelError("model.bin: it does not load")
+    caused.__cause__ = RuntimeError("std::bad_alloc")
+    assert is_out_of_memory(caused)
 
 
 def test_under_an_rlimit_a_load_that_was_not_known_fails_as_a_budget() -> None:
