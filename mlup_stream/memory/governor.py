@@ -27,6 +27,7 @@ from mlup_stream.memory.budget import Available, Budget, available
 from mlup_stream.memory.cgroup import memory_cgroups
 from mlup_stream.memory.estimate import Certainty, Estimate, by_size
 from mlup_stream.memory.gate import Choice, Weighed, admit, admit_import, weigh
+from mlup_stream.memory.interval import interval
 from mlup_stream.memory.learned import LearnedStore, LoadKey, Measured, refined
 from mlup_stream.memory.limit import Counts, Limit
 from mlup_stream.memory.meter import snapshot
@@ -169,7 +170,8 @@ class MemoryGovernor:
             admit_import(roots, imports.estimate_of(roots, self.learned), room, name=name)
         before_bytes = _private_bytes() if roots else 0
         try:
-            yield
+            with interval() if roots else contextlib.nullcontext() as measured:
+                yield
         except MemoryBudgetExceeded:
             raise
         except MemoryError as error:
@@ -177,7 +179,8 @@ class MemoryGovernor:
         if roots:
             taken_bytes = max(0, _private_bytes() - before_bytes)
             self._private_at_start_bytes += taken_bytes
-            imports.record(roots, taken_bytes, self.learned)
+            if measured is not None and measured.alone:
+                imports.record(roots, taken_bytes, self.learned)
 
     def weigh(self, estimates: Mapping[str, Estimate | None], **load: Any) -> tuple[Weighed, ...]:
         """Each delivery against every limit, nothing admitted: the rows of `mlup-stream plan`.
@@ -251,11 +254,11 @@ class MemoryGovernor:
             admission.name,
             admission.estimate,
             admission.size_bytes,
-            lambda report: self._remember(admission, report),
+            lambda report: self._remember(admission, report) if measured.alone else None,
             # Under a hard limit it is the last byte that counts: asked again.
             room=admission.room if self.limit != "hard" else None,
         )
-        with watched as watch:
+        with interval() as measured, watched as watch:
             try:
                 yield watch
             finally:

@@ -17,7 +17,7 @@ from typing import Any
 
 from mlup_stream.memory.meter import rss_bytes
 
-__all__ = ["ReclaimStep", "give_back", "promotions", "trim_allocator"]
+__all__ = ["ReclaimStep", "fallen_bytes", "give_back", "promotions", "resident_bytes", "trim_allocator"]
 
 _SECOND, _OLDEST = 1, 2
 
@@ -28,7 +28,7 @@ class ReclaimStep:
 
     Attributes:
         name: What was done.
-        returned_bytes: By how much RSS fell; negative if it grew meanwhile.
+        returned_bytes: By how much RSS fell; negative if it grew meanwhile, 0 if it could not be read.
         held_by: What still holds memory that this step was to return; empty if nothing does.
     """
 
@@ -60,12 +60,12 @@ def give_back(*releases: Callable[[], tuple[str, ...]], promotions_before: int |
     """
     trim = _find_trim()  # before anything is measured: finding it costs memory once
     steps: list[ReclaimStep] = []
-    before_bytes = rss_bytes()
+    before_bytes = resident_bytes()
 
     def done(name: str, held_by: tuple[str, ...] = ()) -> None:
         nonlocal before_bytes
-        after_bytes = rss_bytes()
-        steps.append(ReclaimStep(name, before_bytes - after_bytes, held_by))
+        after_bytes = resident_bytes()
+        steps.append(ReclaimStep(name, fallen_bytes(before_bytes, after_bytes), held_by))
         before_bytes = after_bytes
 
     held_by: list[str] = []
@@ -78,6 +78,19 @@ def give_back(*releases: Callable[[], tuple[str, ...]], promotions_before: int |
         trim(0)
     done("allocator trimmed", () if trim is not None else ("the allocator: this C library has no malloc_trim",))
     return tuple(steps)
+
+
+def resident_bytes() -> int | None:
+    """RSS; None where it cannot be read, as with no descriptor left: that is no reason to keep the memory."""
+    try:
+        return rss_bytes()
+    except OSError:
+        return None
+
+
+def fallen_bytes(before_bytes: int | None, after_bytes: int | None) -> int:
+    """By how much RSS fell; 0 where that is not known."""
+    return 0 if before_bytes is None or after_bytes is None else before_bytes - after_bytes
 
 
 def trim_allocator() -> None:

@@ -26,7 +26,7 @@ from mlup_stream.errors import AmbiguousModelError, ConfigError, MLupError, Mode
 from mlup_stream.memory.gate import Weighed
 from mlup_stream.memory.governor import MemoryGovernor
 from mlup_stream.memory.holders import holders_of
-from mlup_stream.memory.reclaim import ReclaimStep, give_back
+from mlup_stream.memory.reclaim import ReclaimStep, fallen_bytes, give_back, resident_bytes
 from mlup_stream.memory.report import MemoryReport
 from mlup_stream.ml.failure import nothing_left_behind
 from mlup_stream.ml.plan import LoadPlan, choose_binarizer, plan_load, prepare_binarizer, weigh_load
@@ -240,12 +240,14 @@ class MLupModel:
         if self._held is None:
             return ()
         alive = _weak_reference(self._held.model)
+        before_bytes = resident_bytes()
         self._held = None
+        let_go_bytes = fallen_bytes(before_bytes, resident_bytes())
         steps = give_back()
         holders = self._artifact.held() if self._artifact is not None else ()
         if alive() is not None:
             holders = (*(holders_of(alive()) or (f"somebody's reference to the {type(alive()).__name__}",)), *holders)
-        return (*steps, ReclaimStep("model let go", 0, holders))
+        return (*steps, ReclaimStep("model let go", let_go_bytes, holders))
 
     def _governor(self) -> MemoryGovernor:
         conf = self.conf

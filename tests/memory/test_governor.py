@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,33 @@ def test_a_load_that_failed_teaches_nothing(store: LearnedStore, file: str) -> N
         with pytest.raises(KeyError), governor.watching(admission):
             raise KeyError
         assert governor.plan({"path": None}, path=file, format="pickle").estimate is None
+
+
+def test_loads_that_overlap_teach_nothing(store: LearnedStore, file: str) -> None:
+    """Two threads' loads are measured together: neither is remembered, and the next one that is alone is."""
+
+    def load(meanwhile: bool) -> None:
+        def other() -> None:
+            with MemoryGovernor(learned=False) as governor, governor.watching(governor.plan({"path": None})):
+                pass
+
+        with MemoryGovernor(learned=store) as governor:
+            admission = governor.plan({"path": None}, path=file, format="pickle")
+            with governor.watching(admission) as watch:
+                if meanwhile:
+                    thread = threading.Thread(target=other)
+                    thread.start()
+                    thread.join()
+                watch.settle()
+
+    def known() -> bool:
+        with MemoryGovernor(learned=store) as governor:
+            return governor.plan({"path": None}, path=file, format="pickle").estimate is not None
+
+    load(meanwhile=True)
+    assert not known()
+    load(meanwhile=False)
+    assert known()
 
 
 def test_small_files_are_not_worth_remembering(store: LearnedStore, tmp_path: Path) -> None:
