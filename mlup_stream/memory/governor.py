@@ -35,7 +35,7 @@ from mlup_stream.memory.pressure import PressureMeter
 from mlup_stream.memory.proc import status
 from mlup_stream.memory.reclaim import ReclaimStep, give_back
 from mlup_stream.memory.report import MemoryReport
-from mlup_stream.memory.rlimit import hard_limit
+from mlup_stream.memory.rlimit import guard_of, hard_limit
 from mlup_stream.memory.ticket import LoadTicket, TicketOffice
 from mlup_stream.memory.watch import Watch, is_out_of_memory
 from mlup_stream.units import MIB, format_bytes
@@ -257,6 +257,7 @@ class MemoryGovernor:
             lambda report: self._remember(admission, report) if measured.alone else None,
             # Under a hard limit it is the last byte that counts: asked again.
             room=admission.room if self.limit != "hard" else None,
+            guarded=True,
         )
         with interval() as measured, watched as watch:
             try:
@@ -288,6 +289,7 @@ class MemoryGovernor:
         size_bytes: int | None = None,
         on_settled: Callable[[MemoryReport], None] | None = None,
         room: Available | None = None,
+        guarded: bool = False,
     ) -> Iterator[Watch]:
         watch = Watch(
             name,
@@ -302,15 +304,21 @@ class MemoryGovernor:
             watch.start()
             ending.callback(watch.stop)
             room_bytes = None if watch.room is None else watch.room.bytes
-            hard = ending.enter_context(hard_limit(room_bytes)) if self.limit == "hard" and room_bytes is not None else None
+            guard_bytes = guard_of(estimate, size_bytes, room_bytes) if guarded and self.limit != "hard" else None
+            limit_bytes = room_bytes if self.limit == "hard" else guard_bytes
+            hard: Limit | None = None
             try:
-                yield watch
+                # Lifted before the error is told: telling it takes memory too.
+                with hard_limit(limit_bytes) if limit_bytes is not None else contextlib.nullcontext() as hard:
+                    yield watch
             except MemoryBudgetExceeded:
                 raise
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 watch.stop()
+                if guard_bytes is not None:
+                    raise watch.gave_up(self.available()) from error
                 raise _allocation_failed(name, hard, self.available()) from error
 
     def _refined(

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Iterator
 
 from mlup_stream.errors import ConfigError
+from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.memory.limit import Counts, Limit
 from mlup_stream.memory.proc import status
+from mlup_stream.units import MIB
 
-__all__ = ["hard_limit", "rlimits"]
+__all__ = ["guard_of", "hard_limit", "rlimits"]
+
+_SPARE_BYTES = 8 * MIB
+"""What is taken beside the load's own allocations: memory that the allocator has had before and nobody has touched yet, what the
+kernel charges for the process and its CPUs, and the room for an exception."""
+_PAGE_TABLE_SHARE = 512  # 8 bytes for each page of 4 KiB
 
 # What each limits, and under which name the kernel shows its use. RLIMIT_RSS has had no effect since Linux 2.4.30.
 _KINDS = (("RLIMIT_AS", "ulimit -v", "VmSize", Counts.ADDRESSES), ("RLIMIT_DATA", "ulimit -d", "VmData", Counts.DATA))
@@ -26,6 +34,8 @@ def rlimits() -> Iterator[Limit]:
     used: dict[str, int] | None = None
     for name, command, use_name, counts in _KINDS:
         soft_bytes = resource.getrlimit(getattr(resource, name))[0]
+        if name == "RLIMIT_DATA" and _hard_limits.in_force:
+            soft_bytes = _hard_limits.before_bytes  # ours is no limit of the system's
         if soft_bytes == resource.RLIM_INFINITY:
             continue
         used = status() if used is None else used
@@ -48,7 +58,36 @@ class _HardLimits:
         resource.setrlimit(resource.RLIMIT_DATA, (min(bounds) if bounds else resource.RLIM_INFINITY, hard_bytes))
 
 
+    def leave_to_parent(self) -> None:
+        """In a child that was forked meanwhile: the load is its parent's, and so is the limit."""
+        if self.in_force:
+            self.in_force.clear()
+            self.apply()
+        self.lock = threading.Lock()
+
+
 _hard_limits = _HardLimits()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_hard_limits.leave_to_parent)
+
+
+def guard_of(estimate: Estimate | None, size_bytes: int | None, room_bytes: int | None) -> int | None:
+    """How much a load may take of private writable memory when nothing sure is known of what it takes; None for no guard.
+
+    Between two looks at the memory a dict of millions doubles, or an array is copied: a step that nobody foresees, for which
+    the kernel would kill the process. Under this limit the step is an allocation that fails.
+
+    Args:
+        estimate: What is known.
+        size_bytes: The size of the file.
+        room_bytes: What is left; None if nothing limits it.
+    """
+    sure = estimate is not None and estimate.certainty is not Certainty.UNKNOWN
+    if room_bytes is None or sure or not sys.platform.startswith("linux"):
+        return None
+    # A copy-on-write map of the file is counted, though it takes no memory before it is written to.
+    mapped_bytes = (size_bytes or 0) if estimate is None else estimate.copy_on_write_bytes
+    return max(0, room_bytes - room_bytes // _PAGE_TABLE_SHARE - _SPARE_BYTES) + mapped_bytes
 
 
 @contextlib.contextmanager

@@ -72,6 +72,7 @@ class Watch:
         self._seconds: float | None = None
         self._grown_bytes = 0
         self._passed_bytes = 0
+        self._last_passed_bytes = 0
         self._promotions = 0
 
     def start(self) -> None:
@@ -89,6 +90,7 @@ class Watch:
         Raises:
             MemoryBudgetExceeded: So little is left that the load would be killed if it went on.
         """
+        self._last_passed_bytes = passed_bytes
         if passed_bytes >= self._next_check_bytes and self._available is not None:
             self.check(passed_bytes)
 
@@ -107,16 +109,26 @@ class Watch:
         step_passed_bytes, self._passed_bytes = passed_bytes - self._passed_bytes, passed_bytes
         left_bytes = room.bytes
         if left_bytes is not None and left_bytes <= self._reserve_bytes(step_bytes, step_passed_bytes):
-            limit = room.tightest
-            raise MemoryBudgetExceeded(
-                f"{self.name}: given up after {format_bytes(passed_bytes)} of the file had taken {format_bytes(grown_bytes)},"
-                f" {self._than_estimated()}; {format_bytes(left_bytes)} is left of {limit}; give it more memory",
-                needed_bytes=grown_bytes + step_bytes,
-                available_bytes=left_bytes,
-                limit=limit,
-                passed_bytes=passed_bytes,
-            )
+            raise self.gave_up(room, passed_bytes, needed_bytes=grown_bytes + step_bytes)
         self._next_check_bytes = passed_bytes + self._step_bytes(room)
+
+    def gave_up(
+        self, room: Available, passed_bytes: int | None = None, *, needed_bytes: int | None = None
+    ) -> MemoryBudgetExceeded:
+        """The error for a load that cannot go on; without `passed_bytes` an allocation failed since the last window."""
+        failed = ", when an allocation failed" if passed_bytes is None else ""
+        passed_bytes = self._last_passed_bytes if passed_bytes is None else passed_bytes
+        limit = room.tightest
+        left_bytes = None if limit is None else limit.available_bytes
+        left = "an unknown amount" if left_bytes is None else format_bytes(left_bytes)
+        return MemoryBudgetExceeded(
+            f"{self.name}: given up after {format_bytes(passed_bytes)} of the file had taken {format_bytes(self._grown_bytes)},"
+            f" {self._than_estimated()}{failed}; {left} is left of {limit}; give it more memory",
+            needed_bytes=needed_bytes,
+            available_bytes=left_bytes,
+            limit=limit,
+            passed_bytes=passed_bytes,
+        )
 
     def _reserve_bytes(self, step_bytes: int, step_passed_bytes: int) -> int:
         """What must be left so that the load may go on.
