@@ -109,7 +109,7 @@ def test_looking_at_a_file_runs_nothing_of_it(
 def _planned(path: Path) -> None:
     model = mlup.MLupModel(conf=mlup.Config(storage_type="disk", storage_kwargs={"path_to_files": path}))
     with MemoryGovernor(None, learned=False) as governor:
-        model.weigh(governor)
+        model.plan(governor)
 
 
 def test_extension_codes_of_this_process_are_not_called(canary: Path, tmp_path: Path) -> None:
