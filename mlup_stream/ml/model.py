@@ -305,7 +305,6 @@ class MLupModel:
         loaded = LoadedFile.of(found[0])
         return artifact_of(loaded, is_model=gives_models), loaded.delivery
 
-
     def _build(
         self, plan: LoadPlan, artifact: Artifact, governor: MemoryGovernor, clock: Stopwatch
     ) -> tuple[_Held, Placement | None, MemoryReport]:

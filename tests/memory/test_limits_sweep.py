@@ -81,10 +81,8 @@ up = mlup.UP(conf=conf)
 MEASURE_BARE = (
     BARE
     + """
-import mlup_stream.ml.plan, mlup_stream.ml.binarization.detection, mlup_stream.memory.reclaim
-artifact, _ = up.ml._find()
-mlup_stream.ml.plan.prepare_binarizer(mlup_stream.ml.plan.choose_binarizer(artifact, conf), artifact, conf, mlup.MemoryGovernor())
-artifact.release()
+import mlup_stream.memory.reclaim
+up.ml.plan(mlup.MemoryGovernor())
 mlup_stream.memory.reclaim.give_back()
 group = memory_cgroups()[0] if memory_cgroups() else None
 used = 0
