@@ -319,6 +319,77 @@ def test_links_to_the_file(tmp_path: Path) -> None:
         assert numpy.array_equal(session.run(None, {"x": rows()})[0], expected(path))
 
 
+HUB_DELIVERIES = InferenceSessionFullReturnBinarizer.deliveries
+
+
+def _in_a_hub(folder: Path, write: Callable[[Path], Path]) -> Path:
+    """The model as a hub's cache has it: what `write` wrote lies in `blobs` under other names, and links lead there."""
+    (folder / "written").mkdir()
+    (folder / "blobs").mkdir()
+    snapshot = folder / "snapshots" / "revision" / "onnx"
+    snapshot.mkdir(parents=True)
+    write(folder / "written" / "m.onnx")
+    for number, path in enumerate(sorted((folder / "written").iterdir())):
+        path.rename(folder / "blobs" / f"blob{number}")
+        (snapshot / path.name).symlink_to(Path("../../../blobs") / f"blob{number}")
+    return snapshot / "m.onnx"
+
+
+def _constant_inside(path: Path) -> Path:
+    """As `onnx.save` leaves it: initializers outside, values of `Constant` nodes inside, and one called `location`."""
+    model = BUILDERS["constants"](layers=1)
+    model.graph.node[0].attribute[0].t.name = "location"
+    model.graph.node.insert(0, helper.make_node("MatMul", ["x", "w"], ["xw"]))
+    model.graph.node[2].input[0] = "xw"
+    model.graph.initializer.append(numpy_helper.from_array(numpy.eye(WIDTH, dtype=numpy.float32), "w"))
+    onnx.save_model(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=256)
+    return path
+
+
+@needs_proc
+@pytest.mark.parametrize("delivery", HUB_DELIVERIES)
+@pytest.mark.parametrize("write", [write_external, _partly_external, _constant_inside])
+def test_a_model_of_several_files_behind_links(tmp_path: Path, write: Callable[[Path], Path], delivery: Delivery) -> None:
+    """Each file is a link out of the folder, its weights outside, or inside and outside: each delivery answers as the library."""
+    path = _in_a_hub(tmp_path, write)
+    for options in ({}, {"sess_options": onnxruntime.SessionOptions()}):
+        given = Given(path=path, delivery=delivery, options=options)
+        session = deserialize(InferenceSessionFullReturnBinarizer, given)
+        assert numpy.array_equal(session.run(None, {"x": rows()})[0], expected(path))
+    if delivery is Delivery.VIEW and write is not _constant_inside:
+        assert load(path)[1] == Placement(3 * MATRIX_BYTES, 0)
+
+
+@needs_proc
+@pytest.mark.parametrize("write", [write_external, _partly_external])
+@pytest.mark.parametrize("whose", ["ours", "the user's"])
+def test_content_of_a_model_whose_other_files_are_links(tmp_path: Path, write: Callable[[Path], Path], whose: str) -> None:
+    """Content that says where it came from, as a storage of the user's gives it, finds weights behind links out of it."""
+    path = _in_a_hub(tmp_path, write)
+    options = {} if whose == "ours" else {"sess_options": onnxruntime.SessionOptions()}
+    given = Given(path.read_bytes(), path, options=options)
+    session = deserialize(InferenceSessionFullReturnBinarizer, given)
+    assert given.placement is not None
+    assert given.placement.mapped_bytes == (3 if write is write_external else 2) * MATRIX_BYTES
+    assert numpy.array_equal(session.run(None, {"x": rows()})[0], expected(path))
+
+
+@pytest.mark.parametrize("delivery", HUB_DELIVERIES)
+@pytest.mark.parametrize("as_mapping", [True, False])
+def test_what_onnxruntime_saves_is_whole(tmp_path: Path, delivery: Delivery, as_mapping: bool) -> None:
+    """`optimized_model_filepath`, given as attribute or in a mapping: the file has the weights and answers on its own."""
+    path, saved = build(tmp_path / "m.onnx"), tmp_path / "saved.onnx"
+    options: Any = {"optimized_model_filepath": str(saved)}
+    if not as_mapping:
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(saved)
+    deserialize(InferenceSessionFullReturnBinarizer, Given(path=path, delivery=delivery), sess_options=options)
+    answer = expected(path)
+    path.unlink()
+    assert saved.stat().st_size > 3 * MATRIX_BYTES
+    assert numpy.array_equal(onnxruntime.InferenceSession(saved).run(None, {"x": rows()})[0], answer)
+
+
 @needs_proc
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:
     """A file name that is not UTF-8 loads in place."""

@@ -165,28 +165,40 @@ class Opener:
 
     def _model_in(self, stack: contextlib.ExitStack, layout: Layout, file: PinnedFile) -> tuple[bytes, Names]:
         """The model with its payloads where they lie, under names that `stack` holds, and these."""
-        others = {location: each.file for location, each in self._files.items() if each.file is not None}
-        rewritable = not any(each.external and _cannot_hoist(each, layout) for each in layout.tensors)
-        names = stack.enter_context(pinned_names([file, *others.values()])) if rewritable else None
-        if names is not None:
-            places = {location: names.locations[each.path] for location, each in others.items()}
-
-            def place(tensor: Tensor) -> Place | None:
-                if tensor.external:
-                    return Place(places[tensor.external["location"]], int(tensor.external.get("offset", "0")))
-                return Place(names.locations[file.path], tensor.payload.body) if tensor.payload else None
-
-            model = self._model_with(place)
-            rewritten = len(self._movable) + sum(1 for tensor in layout.tensors if tensor.external)
-            if not names.open_everything or model.count(b"location") == rewritten:
-                return model, names
-            # Something else is called so: a tensor perhaps, or a reference that hides. The model's folder confines it.
-        own = own_names(file.path, follow=not others)
+        pinned = self._pinned(stack, layout, file)
+        if pinned is not None:
+            return pinned
+        own = own_names(file.path, follow=not self._files)
         location = own.locations[file.path]
         inside = self._model_with(
             lambda tensor: Place(location, tensor.payload.body) if tensor.payload and not tensor.external else None
         )
         return inside, own
+
+    def _pinned(
+        self, stack: contextlib.ExitStack, layout: Layout, file: PinnedFile | None
+    ) -> tuple[bytes, Names] | None:
+        """The same with every file under a name that leads to the open one; None where the model or the system has to do without.
+
+        Without `file` the payloads inside stay there.
+        """
+        if any(each.external and _cannot_hoist(each, layout) for each in layout.tensors):
+            return None
+        others = {location: each.file for location, each in self._files.items() if each.file is not None}
+        names = stack.enter_context(pinned_names([*others.values(), *([file] if file is not None else [])]))
+        if names is None:
+            return None
+
+        def place(tensor: Tensor) -> Place | None:
+            if tensor.external:
+                found = others[tensor.external["location"]]
+                return Place(names.locations[found.path], int(tensor.external.get("offset", "0")))
+            return Place(names.locations[file.path], tensor.payload.body) if file is not None and tensor.payload else None
+
+        model = self._model_with(place)
+        rewritten = sum(1 for each in layout.tensors if each.external or (file is not None and each.field in self._movable))
+        # Something else may be called so: a tensor perhaps, or a reference that hides. The model's folder confines it.
+        return (model, names) if not names.open_everything or model.count(b"location") == rewritten else None
 
     def _not_in_place(self, why: str) -> Built:
         """A session over the file as onnxruntime reads it; over a copy if no name leads to it any more."""
@@ -235,8 +247,14 @@ class Opener:
         """A session over the file's name if there is one, or over all its bytes."""
         if self._artifact.file is not None:
             return self.by_path(why)
-        file.seek(0)
-        return self._unaided(file.read(), why, {_FOLDER: self._folder})
+        with contextlib.ExitStack() as stack:
+            # onnxruntime refuses links out of the folder that it is told, by content alone.
+            if self._layout is not None and self._files and not self._users_folder:
+                pinned = self._pinned(stack, self._layout, None)
+                if pinned is not None:
+                    return self._unaided(pinned[0], why, {_FOLDER: pinned[1].folder})
+            file.seek(0)
+            return self._unaided(file.read(), why, {_FOLDER: self._folder})
 
     def _why_not(self, error: Exception) -> str:
         """The reason for doing without external data; raises `error` if it is none."""
