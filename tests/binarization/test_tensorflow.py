@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
+import json
 import os
 import re
 import shutil
@@ -62,6 +64,7 @@ class Saved(dict[str, Path]):
     """The files by name, and what each model answers."""
 
     rows: Any
+    last_layer: str
     answers: dict[str, Any]
 
 
@@ -89,6 +92,7 @@ def saved(keras: Any, numpy: Any, tmp_path_factory: pytest.TempPathFactory) -> I
             target.writestr(name, source.read(name))
     files = Saved({path.name: path for path in folder.iterdir()})
     files.rows = rows
+    files.last_layer = model.layers[-1].name
     files.answers = {"model": numpy.asarray(model(rows))}
     yield files
     shutil.rmtree(folder)
@@ -289,8 +293,92 @@ def test_weights_of_another_model_are_an_error(keras: Any, saved: Saved, tmp_pat
     path = _rewritten(saved["model.keras"], tmp_path / "model.keras", model_weights_h5=weights)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras warns of what it then raises
-        with pytest.raises(CorruptModelError, match=re.escape(str(path))):
+        with pytest.raises(ModelBinarizationError, match=re.escape(str(path)) + ".* must match") as failed:
             deserialize(TensorFlowBinarizer, Given(path=path))
+    assert not isinstance(failed.value, CorruptModelError)
+
+
+def _configured_otherwise(source: Path, target: Path, **more: Any) -> Path:
+    """A copy of a Keras model in which the last layer's configuration says more, or something else."""
+    import h5py
+
+    def changed(content: str | bytes) -> bytes:
+        config = json.loads(content)
+        config["config"]["layers"][-1]["config"].update(more)
+        return json.dumps(config).encode()
+
+    if source.suffix == ".keras":
+        with zipfile.ZipFile(source) as archive:
+            config, metadata = changed(archive.read("config.json")), json.loads(archive.read("metadata.json"))
+        metadata["keras_version"] = "9.8.7"
+        return _rewritten(source, target, config_json=config, metadata_json=json.dumps(metadata).encode())
+    shutil.copy(source, target)
+    with h5py.File(target, "a") as file:
+        file.attrs["model_config"] = changed(file.attrs["model_config"])
+        file.attrs["keras_version"] = "9.8.7"
+    return target
+
+
+OTHERWISE: dict[str, tuple[dict[str, Any], str]] = {
+    "an option of another version": ({"groups_of_tomorrow": 1}, r"Unrecognized keyword arguments.*groups_of_tomorrow"),
+    "a value that is refused": ({"units": -3}, "expected a positive integer"),
+    "an initializer that is gone": ({"kernel_initializer": {"class_name": "Gone", "config": {}}}, "Gone"),
+    "another shape": ({"units": 7}, r"2, 7|4, 7"),
+}
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_why_keras_cannot_build_a_whole_file(saved: Saved, tmp_path: Path, name: str, what: str) -> None:
+    """Its last words in one line, the layer that they are about, the Keras that wrote the file; and never that it is damaged."""
+    more, words = OTHERWISE[what]
+    layer = saved.last_layer
+    path = _configured_otherwise(saved[name], tmp_path / name, **more)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras warns of what it then raises
+        with pytest.raises(ModelBinarizationError, match=words) as failed:
+            deserialize(TensorFlowBinarizer, Given(path=path))
+    said = str(failed.value)
+    assert not isinstance(failed.value, CorruptModelError)
+    assert layer in said
+    assert "Keras 9.8.7 wrote the file" in said
+    assert "\n" not in said
+    assert "\x1b" not in said
+    assert len(said) < 900
+
+
+@pytest.mark.parametrize("content", ["path", "folder", "bytes"])
+def test_the_reason_of_a_call_that_fails(keras: Any, tmp_path: Path, content: str) -> None:
+    """What Keras colours and explains at length while it builds is told in plain words, whatever the content came as."""
+    start = keras.Input((4,))
+    keras.Model(start, keras.layers.Reshape((2, 2))(start)).save(tmp_path / "whole.keras")
+    path = _configured_otherwise(tmp_path / "whole.keras", tmp_path / "m.keras", target_shape=[3, 3])
+    given: Any = {"path": path}
+    if content == "folder":
+        shutil.unpack_archive(path, tmp_path / "folder", "zip")
+        given = {"path": tmp_path / "folder"}
+    elif content == "bytes":
+        given = {"raw_data": path.read_bytes()}
+    with pytest.raises(ModelBinarizationError, match="Reshape: The total size of the tensor must be unchanged") as failed:
+        deserialize(TensorFlowBinarizer, Given(**given))
+    assert not isinstance(failed.value, CorruptModelError)
+    assert "Keras 9.8.7" in str(failed.value)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+def test_weights_that_cannot_be_read_are_damage(saved: Saved, tmp_path: Path, name: str, nothing_left: None) -> None:
+    """What HDF5 cannot read while Keras fills a layer is told as damage, which Keras wraps in a `ValueError` of its own."""
+    content = saved[name].read_bytes()
+    damaged = 0
+    for found in re.finditer(rb"SNOD", content):  # the groups of the HDF5 file
+        path = tmp_path / name
+        path.write_bytes(content[: found.start()] + b"\xff" * 24 + content[found.start() + 24 :])
+        with warnings.catch_warnings(), contextlib.suppress(CorruptModelError):
+            warnings.simplefilter("ignore")  # Keras warns of what it then raises
+            damaged += 1
+            deserialize(TensorFlowBinarizer, Given(path=path))
+            damaged -= 1  # it was a group that nobody reads, such as the optimizer's
+    assert damaged >= 4
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5"])

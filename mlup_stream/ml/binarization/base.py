@@ -24,7 +24,9 @@ from mlup_stream.errors import ConfigError, CorruptModelError, MLupError, ModelB
 from mlup_stream.formats.kinds import name_of
 from mlup_stream.memory.estimate import Estimate
 
-__all__ = ["BaseBinarizer", "FormatBinarizer"]
+__all__ = ["BaseBinarizer", "FormatBinarizer", "one_line"]
+
+_MAX_CHARACTERS = 400
 
 
 class BaseBinarizer(metaclass=abc.ABCMeta):
@@ -193,9 +195,14 @@ class FormatBinarizer(BaseBinarizer):
         return isinstance(error, cls.corrupt)
 
     @classmethod
+    def said(cls, error: Exception) -> str:
+        """What the library says of it, in one line."""
+        return one_line(str(error))
+
+    @classmethod
     def explain(cls, error: Exception, artifact: Artifact) -> MLupError:
         """The typed error for what the library raised."""
-        said = f"{type(error).__name__}: {_first_line(error)}"
+        said = f"{type(error).__name__}: {cls.said(error)}"
         if cls.is_corrupt(error):
             return CorruptModelError(
                 f"{artifact.name}: expected a whole {name_of(cls.format)} file, found damaged content ({said});"
@@ -222,6 +229,6 @@ class FormatBinarizer(BaseBinarizer):
             )
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else "no message"
+def one_line(text: str) -> str:
+    """The first paragraph of a message in one line; what follows it is about the library's own code."""
+    return " ".join(text.strip().partition("\n\n")[0].split())[:_MAX_CHARACTERS] or "no message"

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, ClassVar
 
@@ -22,13 +24,14 @@ from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.errors import CorruptModelError, LoadError, MissingClassError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
 from mlup_stream.formats.frameworks.hdf5 import MAGIC as HDF5_MAGIC
-from mlup_stream.formats.frameworks.keras import WEIGHTS_NAME
-from mlup_stream.formats.frameworks.saved_model import read_folder
+from mlup_stream.formats.frameworks.keras import WEIGHTS_NAME, KerasConfig, read_folder, read_hdf5, read_zip
+from mlup_stream.formats.frameworks.saved_model import read_folder as read_saved_model
 from mlup_stream.formats.kinds import Format
 from mlup_stream.memory.allocator import large_blocks_given_back
 from mlup_stream.memory.estimate import Certainty, Estimate
-from mlup_stream.ml.binarization.base import FormatBinarizer
+from mlup_stream.ml.binarization.base import FormatBinarizer, one_line
 from mlup_stream.ml.binarization.frameworks.keras_reading import Datasets, datasets, from_hdf5, from_zip, open_weights, parts
+from mlup_stream.ml.binarization.frameworks.keras_reason import is_unreadable, reason_of
 from mlup_stream.units import KIB, MIB
 
 __all__ = ["TensorFlowBinarizer", "TensorFlowSavedBinarizer"]
@@ -62,7 +65,7 @@ class TensorFlowBinarizer(FormatBinarizer):
     format = Format.KERAS
     deliveries = (Delivery.PATH, Delivery.STREAM, Delivery.VIEW, Delivery.BYTES)
     option_names: ClassVar[frozenset[str]] = frozenset({"custom_objects", "compile", "safe_mode"})
-    corrupt = (*FormatBinarizer.corrupt, KeyError, zipfile.BadZipFile)
+    corrupt = (EOFError, UnicodeError, struct.error, zipfile.BadZipFile, zlib.error)
 
     @classmethod
     def prepare(cls) -> None:
@@ -114,11 +117,15 @@ class TensorFlowBinarizer(FormatBinarizer):
 
     @classmethod
     def is_corrupt(cls, error: Exception) -> bool:
-        # What h5py says of a file's content has no errno; what the system says of the file has one. A ValueError may also
-        # be about an object that this Keras cannot make, from a file that is whole.
-        if isinstance(error, ValueError) and "ould not deserialize" in str(error):
-            return False
-        return super().is_corrupt(error) or (isinstance(error, OSError) and error.errno is None)
+        # What h5py says of a file's content has no errno; what the system says of the file has one.
+        if isinstance(error, OSError):
+            return error.errno is None
+        return super().is_corrupt(error) or is_unreadable(error)
+
+    @classmethod
+    def said(cls, error: Exception) -> str:
+        layer, words = reason_of(error)
+        return layer + one_line(words)
 
     @classmethod
     def explain(cls, error: Exception, artifact: Artifact) -> MLupError:
@@ -140,7 +147,13 @@ class TensorFlowBinarizer(FormatBinarizer):
                 path=artifact.path,
                 format=cls.format.value,
             )
-        return super().explain(error, artifact)
+        if cls.is_corrupt(error):
+            return super().explain(error, artifact)
+        return ModelBinarizationError(
+            f"{artifact.name}: Keras could not build the model ({type(error).__name__}: {cls.said(error)}){_versions(artifact)}",
+            path=artifact.path,
+            format=cls.format.value,
+        )
 
 
 class TensorFlowSavedBinarizer(FormatBinarizer):
@@ -191,7 +204,7 @@ class TensorFlowSavedBinarizer(FormatBinarizer):
         if isinstance(error, OSError) or hasattr(error, "error_code"):
             return CorruptModelError(
                 f"{artifact.name}: expected a whole SavedModel, found a folder that TensorFlow cannot restore"
-                f" ({type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else 'no message'});"
+                f" ({type(error).__name__}: {cls.said(error)});"
                 " copy or export it again",
                 path=artifact.path,
                 format=cls.format.value,
@@ -199,8 +212,24 @@ class TensorFlowSavedBinarizer(FormatBinarizer):
         return super().explain(error, artifact)
 
 
+def _versions(artifact: Artifact) -> str:
+    """Which Keras wrote the file and which one this is, for the end of a message."""
+    with contextlib.suppress(LoadError, OSError):
+        found = read_folder(artifact.name) if artifact.is_folder else artifact.header(_config)
+        wrote = found.metadata.get("keras_version") if found is not None else None
+        here = require("keras", "Keras models").__version__
+        if wrote:
+            other = "" if wrote == here else f", and this is Keras {here}: load it with that one, or save it again with this one"
+            return f"; Keras {wrote} wrote the file{other}"
+    return ""
+
+
+def _config(file: BinaryIO, name: str) -> KerasConfig | None:
+    return read_hdf5(file, name) if _is_hdf5(file) else read_zip(file, name)[0]
+
+
 def _folder(given: Any, name: str) -> Any:
-    return read_folder(given if isinstance(given, str) else name)  # of a file, which it refuses
+    return read_saved_model(given if isinstance(given, str) else name)  # of a file, which it refuses
 
 
 def _is_hdf5(file: BinaryIO) -> bool:

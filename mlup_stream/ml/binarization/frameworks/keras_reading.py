@@ -89,7 +89,11 @@ def from_zip(keras: Parts, file: BinaryIO, name: str, *, custom_objects: Any, co
             error_msgs=errors,
         )
         if failed:
-            keras.saving_lib._raise_loading_failure(errors)
+            try:
+                keras.saving_lib._raise_loading_failure(errors)
+            except ValueError as error:
+                # It has the words of the first of them and nothing else.
+                raise error from next(each for _, each in errors.values())
         return model
 
 
