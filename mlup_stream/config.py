@@ -55,7 +55,8 @@ class Config:
     Attributes:
         name: What to call the model in logs.
         version: The version of the model, for logs.
-        predict_method_name: The method of the model object that `predict` calls.
+        predict_method_name: The method of the model object that `predict` calls. With dots it is one of an attribute, or an
+            entry of it, as the signatures of a SavedModel are: `signatures.serving_default`.
         storage_type: Where the model lies: a `StorageType`, its name, a class, or an import path.
         storage_kwargs: The arguments of the storage's constructor.
         binarization_type: What builds the model: `"auto"` (by content; what was found is written back here), a

@@ -7,15 +7,13 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import logging
 import sys
 import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from mlup_stream.config import Config
 from mlup_stream.delivery.artifact import Artifact, artifact_of
@@ -29,6 +27,7 @@ from mlup_stream.memory.holders import holders_of
 from mlup_stream.memory.reclaim import ReclaimStep, fallen_bytes, give_back, resident_bytes
 from mlup_stream.memory.report import MemoryReport
 from mlup_stream.ml.failure import nothing_left_behind
+from mlup_stream.ml.held import Held
 from mlup_stream.ml.plan import LoadPlan, choose_binarizer, plan_load, prepare_binarizer, weigh_load
 from mlup_stream.ml.report import LoadReport, Stopwatch
 from mlup_stream.registry import storage_class
@@ -36,29 +35,6 @@ from mlup_stream.registry import storage_class
 __all__ = ["MLupModel"]
 
 logger = logging.getLogger("mlup_stream")
-
-_DEFAULT_METHOD = "predict"
-
-
-class _Held(NamedTuple):
-    """What is loaded, in one value: whoever predicts reads it once, and another thread's `unload` takes nothing from under him.
-
-    Attributes:
-        model: The model object.
-        name: The method's name.
-        method: `model.name`, or None.
-        names_x: Whether the method takes its data as a keyword `X`, rather than as its first argument.
-    """
-
-    model: Any
-    name: str
-    method: Any
-    names_x: bool
-
-    @classmethod
-    def of(cls, model: Any, name: str) -> _Held:
-        method = getattr(model, name, None)
-        return cls(model, name, method, method is not None and _takes_x(method))
 
 
 class MLupModel:
@@ -77,7 +53,7 @@ class MLupModel:
         self.conf = conf if conf is not None else Config()
         self.report: LoadReport | None = None
         self._given_model = ml_model
-        self._held: _Held | None = None
+        self._held: Held | None = None
         self._artifact: Artifact | None = None
         self._lock = threading.RLock()
 
@@ -94,7 +70,7 @@ class MLupModel:
         """
         return self._loaded_now().model
 
-    def _loaded_now(self) -> _Held:
+    def _loaded_now(self) -> Held:
         held = self._held
         if held is None:
             raise ModelLoadError("the model is not loaded; call load() first")
@@ -176,13 +152,14 @@ class MLupModel:
             ModelLoadError: Nothing is loaded.
         """
         with self._lock:
-            self._held = _Held.of(self.model_obj, self.conf.predict_method_name)
+            self._held = Held.of(self.model_obj, self.conf.predict_method_name)
 
     def predict(self, **predict_data: Any) -> Any:
         """Calls the model's `conf.predict_method_name` with `predict_data`.
 
-        `X` is the first positional argument of a method that does not call it so: `predict(X=rows)` works for every model. A
-        model that another thread unloads meanwhile answers the predictions that have begun.
+        `X` is the first positional argument of a method that does not call it so, or the one keyword that it takes:
+        `predict(X=rows)` works for every model. A model that another thread unloads meanwhile answers the predictions that have
+        begun.
 
         Raises:
             ModelLoadError: Nothing is loaded.
@@ -190,12 +167,14 @@ class MLupModel:
         """
         held = self._loaded_now()
         if held.method is None:
-            raise PredictError(
-                f"{type(held.model).__name__} has no method {held.name!r}; set predict_method_name to one it has"
-            )
+            raise PredictError(f"{held.has_no_method}; set predict_method_name to one it has{held.listed()}")
         positional: tuple[Any, ...] = ()
-        if "X" in predict_data and not held.names_x:
-            positional = (predict_data.pop("X"),)
+        if "X" in predict_data:
+            x = predict_data.pop("X")
+            if held.x_name is None:
+                positional = (x,)
+            else:
+                predict_data = {held.x_name: x, **predict_data}
         try:
             return held.method(*positional, **predict_data)
         except MLupError:
@@ -229,7 +208,7 @@ class MLupModel:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _artifact=None, _lock=threading.RLock())
 
-    def _hold(self, held: _Held, artifact: Artifact) -> None:
+    def _hold(self, held: Held, artifact: Artifact) -> None:
         self._held, self._artifact = held, artifact
         # One reference, this one: a second would keep the memory when this is let go.
         self._given_model = None
@@ -307,7 +286,7 @@ class MLupModel:
 
     def _build(
         self, plan: LoadPlan, artifact: Artifact, governor: MemoryGovernor, clock: Stopwatch
-    ) -> tuple[_Held, Placement | None, MemoryReport]:
+    ) -> tuple[Held, Placement | None, MemoryReport]:
         """The model, where its payload went, and what building it took; the raw data is released by then.
 
         A function of its own, so that a model that fails the last check dies with its frame.
@@ -317,22 +296,10 @@ class MLupModel:
             if plan.prefaults:
                 artifact.prefault(built.placement)
             artifact.check()
-            held = _Held.of(built.model, self.conf.predict_method_name)
-            _check_method(held, artifact.name)
+            held = Held.of(built.model, self.conf.predict_method_name)
+            held.check(artifact.name)
             clock.ended("building")
             return held, built.placement, watch.settle(artifact.release)
-
-
-def _check_method(held: _Held, file: str) -> None:
-    if held.name != _DEFAULT_METHOD and not callable(held.method):
-        kind = type(held.model)
-        near = difflib.get_close_matches(held.name, [name for name in dir(kind) if not name.startswith("_")], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "set predict_method_name to one it has"
-        raise ConfigError(
-            f"{file}: predict_method_name={held.name!r}: the model, a {kind.__name__}, has no such method; {hint}",
-            field="predict_method_name",
-            value=held.name,
-        )
 
 
 def _spare_in_dev_mode(binarizer: type[Any], others: set[str]) -> None:
@@ -351,22 +318,3 @@ def _weak_reference(model: Any) -> Callable[[], Any]:
         return weakref.ref(model)
     except TypeError:  # a dict or another builtin, whose holders cannot be told without holding it
         return lambda: None
-
-
-def _takes_x(method: Any) -> bool:
-    """Whether `method` has a parameter that a keyword `X` reaches, and would not rather have it as its first argument."""
-    try:
-        parameters = inspect.signature(method).parameters
-    except (TypeError, ValueError):  # a method of an extension that says nothing of itself
-        return False
-    kinds = {each.kind for each in parameters.values()}
-    if "X" in parameters:
-        return parameters["X"].kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return not kinds & _POSITIONAL and inspect.Parameter.VAR_KEYWORD in kinds
-
-
-_POSITIONAL = {
-    inspect.Parameter.POSITIONAL_ONLY,
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    inspect.Parameter.VAR_POSITIONAL,
-}

@@ -401,6 +401,40 @@ def test_a_saved_model_is_what_tensorflow_gives(saved: Saved, numpy: Any) -> Non
     assert "serving_default" in model.signatures
 
 
+def test_signatures_are_served(saved: Saved, numpy: Any) -> None:
+    """`predict_method_name="signatures.serving_default"` answers for arrays; without a name the error lists what there is."""
+    conf = mlup.Config(storage_type="disk", storage_kwargs={"path_to_files": str(saved["saved"])})
+    up = mlup.UP(conf=conf)
+    up.ml.load()
+    with pytest.raises(mlup.errors.PredictError, match=r"'predict'.*serve.*signatures\.serving_default"):
+        up.predict(X=saved.rows)
+    up.conf.predict_method_name = "signatures.serving_default"
+    up.ml.load(force_loading=True)
+    (answer,) = up.predict(X=saved.rows).values()
+    assert numpy.allclose(answer, saved.answers["model"], rtol=1e-6)
+
+
+def test_a_model_of_tensorflow_1_is_served(numpy: Any, tmp_path: Path) -> None:
+    """It has signatures alone."""
+    import tensorflow
+
+    v1 = tensorflow.compat.v1
+    with tensorflow.Graph().as_default(), v1.Session() as session:
+        start = v1.placeholder(tensorflow.float32, [None, 3])
+        weights = v1.get_variable("weights", initializer=2 * tensorflow.eye(3))
+        session.run(v1.global_variables_initializer())
+        v1.saved_model.simple_save(session, str(tmp_path / "m"), {"rows": start}, {"y": tensorflow.matmul(start, weights)})
+    up = mlup.UP(
+        conf=mlup.Config(
+            storage_type="disk",
+            storage_kwargs={"path_to_files": str(tmp_path / "m")},
+            predict_method_name="signatures.serving_default",
+        )
+    )
+    up.ml.load()
+    assert numpy.array_equal(up.predict(X=numpy.ones((2, 3), "f4"))["y"], 2 * numpy.ones((2, 3)))
+
+
 @pytest.fixture
 def folder(saved: Saved, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved["saved"], tmp_path / "saved"))

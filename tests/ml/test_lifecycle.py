@@ -281,6 +281,46 @@ def test_x_reaches_every_kind_of_signature(method: str, given: dict[str, Any], a
     assert ml.predict(**given) == answer
 
 
+class Inner:
+    """What an attribute may hold, and entries that are called."""
+
+    def __init__(self) -> None:
+        self.entries = {"serving_default": self.only, "one.two": self.only, "number": 1}
+
+    def only(self, *, rows: Any) -> Any:
+        return ["only", rows]
+
+
+class Outer:
+    def __init__(self) -> None:
+        self.inner = Inner()
+        self.signatures = self.inner.entries
+        self.answer = self.inner.only
+
+
+@pytest.mark.parametrize(
+    "name", ["answer", "inner.only", "signatures.serving_default", "signatures.one.two", "inner.entries.serving_default"]
+)
+def test_a_method_may_be_one_of_an_attribute(name: str) -> None:
+    """Dots lead to attributes, and to entries of a mapping; `X` reaches the one keyword that such a function takes."""
+    ml = mlup.MLupModel(ml_model=Outer(), conf=mlup.Config(predict_method_name=name)).load()
+    assert ml.predict(X=3) == ml.predict(rows=3) == ["only", 3]
+
+
+@pytest.mark.parametrize("name", ["signatures.nothing", "signatures.number", "inner.nothing.more", "nothing.at.all", "inner."])
+def test_a_dotted_name_that_leads_nowhere(name: str) -> None:
+    """Fails the load, with the nearest name or those that there are."""
+    with pytest.raises(errors.ConfigError, match=r"did you mean|: signatures\.serving_default, signatures\.one\.two, answer$"):
+        mlup.MLupModel(ml_model=Outer(), conf=mlup.Config(predict_method_name=name)).load()
+
+
+def test_what_has_no_predict_lists_what_can_be_called() -> None:
+    """The error of the first prediction names the methods that are this object's own."""
+    ml = mlup.MLupModel(ml_model=Outer()).load()
+    with pytest.raises(errors.PredictError, match=r"'predict'.*: signatures\.serving_default, signatures\.one\.two, answer$"):
+        ml.predict(X=1)
+
+
 def test_the_signature_is_asked_for_once_for_each_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes tens of microseconds: as long as many a prediction."""
     ml = mlup.MLupModel(ml_model=Model()).load()
