@@ -17,7 +17,7 @@ from mlup_stream.memory.cgroup import Cgroup, cgroup_limits
 from mlup_stream.memory.limit import Counts, Limit
 from mlup_stream.memory.proc import number_after, read_file
 from mlup_stream.memory.rlimit import rlimits
-from mlup_stream.units import parse_bytes
+from mlup_stream.units import format_bytes, parse_bytes
 
 __all__ = ["Available", "Budget", "available"]
 
@@ -114,6 +114,25 @@ class Available:
             dataclasses.replace(limit, used_bytes=limit.used_bytes + promised_bytes) if limit.shared else limit
             for limit in self.limits
         )
+
+    def promised(self, promised_bytes: int, others: str, *, shared: bool = True) -> Available:
+        """What is left once this process's other loads, `others`, have taken the `promised_bytes` that they will still take.
+
+        Without `shared` of those limits alone that no other process is charged to.
+        """
+        if promised_bytes <= 0:
+            return self
+        words = f"{format_bytes(promised_bytes)} of it is what {others} will still take, which this process is loading"
+        return Available.of(
+            dataclasses.replace(limit, used_bytes=limit.used_bytes + promised_bytes, where=f"{limit.where}; {words}")
+            if shared or not limit.shared
+            else limit
+            for limit in self.limits
+        )
+
+    def noting(self, words: str) -> Available:
+        """The same, with what a refusal is to say of it."""
+        return Available(tuple(dataclasses.replace(limit, where=f"{limit.where}; {words}") for limit in self.limits))
 
     def more(self, freed_bytes: int) -> Available:
         """What is left once this process has let go of `freed_bytes` that it is about to let go of."""

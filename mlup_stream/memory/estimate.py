@@ -130,11 +130,19 @@ class Estimate:
             why=f"{self.why}, and the raw bytes until they are released",
         )
 
+    def at_least(self, size_bytes: int) -> Estimate:
+        """The same guess, of which `size_bytes` of private memory are none; what is no guess stays what it is."""
+        if self.certainty is not Certainty.UNKNOWN or size_bytes <= self.at_least_bytes:
+            return self
+        return dataclasses.replace(
+            self, peak_anon_bytes=max(self.peak_anon_bytes, size_bytes), at_least_bytes=size_bytes
+        )
+
     @property
     def certain(self) -> Estimate:
         """The part of a guess that is none."""
         return Estimate.private(
-            self.at_least_bytes, 0, certainty=Certainty.EXACT, why="the raw bytes alone; what the model takes is not known"
+            self.at_least_bytes, 0, certainty=Certainty.EXACT, why="what is sure of it: the raw bytes, or the model as it was"
         )
 
     def to_dict(self) -> dict[str, Any]:

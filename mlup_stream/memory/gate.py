@@ -193,6 +193,8 @@ def _refusal(candidates: list[Weighed], considered: tuple[Weighed, ...], name: s
         advice = f"it would fit by {' or '.join(would_fit)}: ask for that, or for auto"
     else:
         advice = f"it would fit with {closest.limit.name} at {_size(_enough_bytes(closest))} or more"
+    if closest.estimate is not None and closest.estimate.certainty is Certainty.LEARNED:
+        advice += f"; {closest.estimate.why}: `mlup-stream learned forget {name}` forgets it"
     more = {"delivery": closest.delivery, "would_fit": would_fit, "considered": considered}
     return _exceeded(closest, f"{name}: needs", f" by delivery {closest.delivery}", advice, **more)
 

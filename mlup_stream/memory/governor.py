@@ -27,15 +27,15 @@ from mlup_stream.memory.budget import Available, Budget, available
 from mlup_stream.memory.cgroup import memory_cgroups
 from mlup_stream.memory.estimate import Certainty, Estimate, by_size
 from mlup_stream.memory.gate import Choice, Weighed, admit, admit_import, weigh
-from mlup_stream.memory.interval import interval
 from mlup_stream.memory.learned import LearnedStore, LoadKey, Measured, refined
 from mlup_stream.memory.limit import Counts, Limit
-from mlup_stream.memory.meter import snapshot
+from mlup_stream.memory.meter import private_bytes
 from mlup_stream.memory.pressure import PressureMeter
 from mlup_stream.memory.proc import status
 from mlup_stream.memory.reclaim import ReclaimStep, give_back
 from mlup_stream.memory.report import MemoryReport
 from mlup_stream.memory.rlimit import guard_of, hard_limit
+from mlup_stream.memory.running import Running, admitted, promised
 from mlup_stream.memory.ticket import LoadTicket, TicketOffice
 from mlup_stream.memory.watch import Watch, is_out_of_memory
 from mlup_stream.units import MIB, format_bytes
@@ -57,17 +57,21 @@ class Admission:
         name: What is to be loaded.
         choice: The delivery, why it, and what else was considered.
         key: Under which the load's measurement is remembered; None for none.
+        running: The load's place among those of this process; what it needs is kept for it until it ends.
         ticket: The right to load now, if tickets are in use.
         size_bytes: The size of what is to be loaded; None if that is not known.
         room: What was available then; None when no budget is in force.
+        asked: The one delivery that the user asked for.
     """
 
     name: str
     choice: Choice
+    running: Running
     key: LoadKey | None = None
     ticket: LoadTicket | None = None
     size_bytes: int | None = None
     room: Available | None = None
+    asked: str | None = None
 
     @property
     def delivery(self) -> str:
@@ -128,8 +132,8 @@ class MemoryGovernor:
         self._groups = memory_cgroups(root)
         self._ticket = ticket
         self._ticket_timeout_seconds = ticket_timeout_seconds
-        self._tickets: list[LoadTicket] = []
-        self._private_at_start_bytes = _private_bytes()
+        self._open: list[Admission] = []
+        self._private_at_start_bytes = private_bytes()
 
     def __enter__(self) -> MemoryGovernor:
         return self
@@ -137,12 +141,12 @@ class MemoryGovernor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> None:
-        while self._tickets:  # of loads that were planned and not carried out
-            self._tickets.pop().release()
+        while self._open:  # loads that were planned and not carried out
+            self._end(self._open[-1])
 
     def available(self) -> Available:
         """How many bytes may still be taken, and by which limit."""
-        spent_bytes = _private_bytes() - self._private_at_start_bytes if self.budget.limit_bytes is not None else 0
+        spent_bytes = private_bytes() - self._private_at_start_bytes if self.budget.limit_bytes is not None else 0
         room = available(self.budget, spent_bytes=spent_bytes, root=self._root, groups=self._groups)
         if self.limit == "hard" and room.bytes is not None:
             # What was taken as address space cannot be taken as pages: copy-on-write maps and thread stacks count from here on.
@@ -165,21 +169,27 @@ class MemoryGovernor:
             MemoryBudgetExceeded: There is less memory than the import takes; nothing has been imported.
         """
         roots = imports.to_import(modules)
-        if roots and self.budget.enforced:
+        estimate = imports.estimate_of(roots, self.learned) if roots else None
+        if estimate is not None and self.budget.enforced:
             room = available(dataclasses.replace(self.budget, limit_bytes=None), root=self._root, groups=self._groups)
-            admit_import(roots, imports.estimate_of(roots, self.learned), room, name=name)
-        before_bytes = _private_bytes() if roots else 0
+            admit_import(roots, estimate, room, name=name)
+        before_bytes = private_bytes() if roots else 0
+        running = Running(", ".join(roots), estimate.peak_anon_bytes) if estimate is not None else None
         try:
-            with interval() if roots else contextlib.nullcontext() as measured:
-                yield
+            yield
         except MemoryBudgetExceeded:
             raise
-        except MemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise _allocation_failed(name, None, self.available()) from error
-        if roots:
-            taken_bytes = max(0, _private_bytes() - before_bytes)
+        finally:
+            if running is not None:
+                running.end()
+        if running is not None:
+            taken_bytes = max(0, private_bytes() - before_bytes)
             self._private_at_start_bytes += taken_bytes
-            if measured is not None and measured.alone:
+            if running.alone:
                 imports.record(roots, taken_bytes, self.learned)
 
     def weigh(self, estimates: Mapping[str, Estimate | None], **load: Any) -> tuple[Weighed, ...]:
@@ -220,28 +230,101 @@ class MemoryGovernor:
             LoadTicketTimeout: Others were loading for too long.
         """
         known, keys = self._refined(estimates, size_bytes=size_bytes, path=path, format=format, variant=variant)
+        with self._doubting(known, keys):
+            return self._admitted(known, keys, name, asked, size_bytes, freed_bytes)
 
-        room: Available | None = None
+    def _admitted(
+        self,
+        known: dict[str, Estimate | None],
+        keys: dict[str, LoadKey],
+        name: str,
+        asked: str | None,
+        size_bytes: int | None,
+        freed_bytes: int,
+    ) -> Admission:
+        began_bytes = private_bytes()
 
-        def attempt(promised_bytes: int) -> tuple[Choice, int | None]:
-            nonlocal room
-            room = self.available().less(promised_bytes).more(freed_bytes) if self.budget.enforced else Available(())
-            choice = admit(known, room, name=name, asked=asked)
-            return choice, choice.chosen.needed_bytes if choice.chosen.known else None
+        def attempt(tickets_bytes: int) -> tuple[tuple[Choice, Available, Running], int | None]:
+            # A budget in bytes is for what is taken from its turn on, not for what others took while it waited.
+            nonlocal began_bytes
+            now_bytes = private_bytes()
+            self._private_at_start_bytes += now_bytes - began_bytes
+            began_bytes = now_bytes
+
+            def beside(promised_bytes: int, others: str) -> tuple[tuple[Choice, Available], int]:
+                # Tickets tell of this process's loads too, but not against limits that are its own.
+                room = self._room().less(tickets_bytes).more(freed_bytes)
+                room = room.promised(promised_bytes, others, shared=not self._ticket)
+                choice = admit(known, room, name=name, asked=asked)
+                return (choice, room), choice.chosen.needed_bytes or 0
+
+            (choice, room), running = admitted(name, beside)
+            return (choice, room, running), choice.chosen.needed_bytes if choice.chosen.known else None
 
         ticket = None
         if self._ticket:
             folder = None if self._ticket is True else os.fspath(self._ticket)
             group = self._groups[0].folders[0] if self._groups else ""
-            choice, ticket = TicketOffice(folder, group=group, timeout_seconds=self._ticket_timeout_seconds).take(name, attempt)
-            self._tickets.append(ticket)
+            office = TicketOffice(folder, group=group, timeout_seconds=self._ticket_timeout_seconds)
+            (choice, room, running), ticket = office.take(name, attempt)
         else:
-            choice, _ = attempt(0)
+            (choice, room, running), _ = attempt(0)
         if choice.warning:
             logger.warning("%s", choice.warning)
         sure = choice.estimate is not None and choice.estimate.certainty is Certainty.EXACT
         key = None if sure else keys.get(choice.delivery)
-        return Admission(name, choice, key, ticket, size_bytes, room if self.budget.enforced else None)
+        admission = Admission(
+            name, choice, running, key, ticket, size_bytes, room if self.budget.enforced else None, asked
+        )
+        self._open.append(admission)
+        return admission
+
+    def confirm(self, admission: Admission, *, held_by: tuple[str, ...] = ()) -> Admission:
+        """A load that was admitted with `freed_bytes`, once more, now that they were let go of: with what really came back.
+
+        Args:
+            admission: What `plan` returned.
+            held_by: What keeps what did not come back, for the message.
+
+        Raises:
+            MemoryBudgetExceeded: Too little came back.
+        """
+        room = self._room().promised(*promised())
+        if held_by:
+            room = room.noting(f"the model that it replaces is still held by {', '.join(held_by)}")
+        estimates = {each.delivery: each.estimate for each in admission.choice.considered}
+        try:
+            choice = admit(estimates, room, name=admission.name, asked=admission.asked)
+        except MemoryBudgetExceeded:
+            self._end(admission)
+            raise
+        key = admission.key if choice.delivery == admission.delivery else None
+        confirmed = dataclasses.replace(admission, choice=choice, key=key, room=room if self.budget.enforced else None)
+        self._open[self._open.index(admission)] = confirmed
+        return confirmed
+
+    @contextlib.contextmanager
+    def _doubting(self, known: dict[str, Estimate | None], keys: dict[str, LoadKey]) -> Iterator[None]:
+        """What was learned is believed a little less each time that a load is refused for it."""
+        try:
+            yield
+        except MemoryBudgetExceeded:
+            for delivery, key in keys.items():
+                estimate = known[delivery]
+                if estimate is not None and estimate.certainty is Certainty.LEARNED:
+                    self.learned.doubt(key)
+            raise
+
+    def _room(self) -> Available:
+        return self.available() if self.budget.enforced else Available(())
+
+    def _end(self, admission: Admission) -> None:
+        """The load is over, or will not be: the next one gets its turn."""
+        admission.running.end()
+        if admission.ticket is not None:
+            admission.ticket.release()
+        if admission in self._open:
+            self._open.remove(admission)
 
     @contextlib.contextmanager
     def watching(self, admission: Admission) -> Iterator[Watch]:
@@ -254,19 +337,16 @@ class MemoryGovernor:
             admission.name,
             admission.estimate,
             admission.size_bytes,
-            lambda report: self._remember(admission, report) if measured.alone else None,
+            lambda report: self._remember(admission, report) if admission.running.alone else None,
             # Under a hard limit it is the last byte that counts: asked again.
             room=admission.room if self.limit != "hard" else None,
-            guarded=True,
+            running=admission.running,
         )
-        with interval() as measured, watched as watch:
+        with watched as watch:
             try:
                 yield watch
             finally:
-                if admission.ticket is not None:
-                    admission.ticket.release()
-                    if admission.ticket in self._tickets:
-                        self._tickets.remove(admission.ticket)
+                self._end(admission)
 
     @contextlib.contextmanager
     def measure(self, name: str = "memory") -> Iterator[Watch]:
@@ -289,7 +369,7 @@ class MemoryGovernor:
         size_bytes: int | None = None,
         on_settled: Callable[[MemoryReport], None] | None = None,
         room: Available | None = None,
-        guarded: bool = False,
+        running: Running | None = None,
     ) -> Iterator[Watch]:
         watch = Watch(
             name,
@@ -299,12 +379,13 @@ class MemoryGovernor:
             size_bytes=size_bytes,
             pressure=PressureMeter(self._root, self._groups),
             on_settled=on_settled,
+            running=running,
         )
         with contextlib.ExitStack() as ending:
             watch.start()
             ending.callback(watch.stop)
             room_bytes = None if watch.room is None else watch.room.bytes
-            guard_bytes = guard_of(estimate, size_bytes, room_bytes) if guarded and self.limit != "hard" else None
+            guard_bytes = guard_of(estimate, size_bytes, room_bytes) if running is not None and self.limit != "hard" else None
             limit_bytes = room_bytes if self.limit == "hard" else guard_bytes
             hard: Limit | None = None
             try:
@@ -333,28 +414,29 @@ class MemoryGovernor:
         """The estimates, with what was learned and guesses where nothing is known; and the keys to learn under."""
         known: dict[str, Estimate | None] = {}
         keys: dict[str, LoadKey] = {}
+        model_bytes = 0
         for delivery, estimate in estimates.items():
             delivery = getattr(delivery, "value", delivery)
             key = LoadKey.of(path, format, delivery, variant) if path is not None and format else None
+            measured = None
             if key is not None and key.size_bytes >= _LEARNED_FROM_BYTES:
                 keys[delivery] = key
-                estimate = refined(estimate, self.learned.recall(key))
+                measured = self.learned.recall(key)
+                estimate = refined(estimate, measured)
             if estimate is None and size_bytes is not None:
                 estimate = by_size(size_bytes, delivery)
+            if measured is not None:
+                model_bytes = max(model_bytes, measured.settled_anon_bytes)
+            elif estimate is not None:
+                # The deliveries come the cheapest first: the model is as large by each that follows.
+                estimate = estimate.at_least(model_bytes)
             known[delivery] = estimate
         return known, keys
 
     def _remember(self, admission: Admission, report: MemoryReport) -> None:
         measured = _measured(report)
         if admission.key is not None and measured is not None:
-            self.learned.record(admission.key, measured)
-
-
-def _private_bytes() -> int:
-    now = status()
-    if "RssAnon" in now:
-        return now["RssAnon"] + now.get("VmSwap", 0)
-    return snapshot().rss_bytes or 0
+            self.learned.record(admission.key, measured, admission.name)
 
 
 def _measured(report: MemoryReport) -> Measured | None:
@@ -362,7 +444,9 @@ def _measured(report: MemoryReport) -> Measured | None:
     base, peak, settled = report.baseline, report.peak, report.settled
     if peak.anon_high_bytes is None or base.anon_bytes is None or settled.anon_bytes is None or report.taken_bytes is None:
         return None
-    peak_anon_bytes = max(0, peak.anon_high_bytes - base.anon_bytes)
+    # The upper end is a bound of all of RSS where nothing better is known, with the libraries that are mapped in it.
+    seen_bytes = max(0, (peak.anon_low_bytes or 0) - base.anon_bytes)
+    peak_anon_bytes = max(seen_bytes, min(peak.anon_high_bytes - base.anon_bytes, report.taken_bytes))
     settled_anon_bytes = max(0, settled.anon_bytes - base.anon_bytes)
     return Measured(
         peak_anon_bytes,

@@ -4,6 +4,9 @@ One small file per key, in the user's cache folder, written aside and renamed: a
 number of processes write and wherever one of them is killed. Nothing is locked. Two that write at once lose one of two
 measurements of the same load, which is no loss. What does not parse is not there.
 
+A load that is refused is not measured again, so a refusal by what was learned takes the highest measurement away (`doubt`): after
+five refusals at most it is tried once more, under guard.
+
 `MLUP_STREAM_LEARNED=0` in the environment switches the store off.
 """
 
@@ -20,15 +23,16 @@ from typing import Any, NamedTuple
 
 from mlup_stream.memory.estimate import Certainty, Estimate
 
-__all__ = ["LearnedStore", "LoadKey", "Measured", "refined"]
+__all__ = ["LearnedStore", "LoadKey", "Measured", "Remembered", "refined"]
 
 ENVIRONMENT = "MLUP_STREAM_LEARNED"
 _VERSION = 1
 _KEPT_LOADS = 5
-"""The estimate is the highest of the last five: one load that another thread fell into goes out of date."""
+"""The estimate is the highest of the last five: one load that another process's need fell into goes out of date."""
 _MAX_BYTES = 1 << 50
 """No load took more than a PiB; a larger number is damage."""
 _STALE_SECONDS = 60.0
+_SIZES = 4  # of `Measured`
 _WORDS = re.compile(r"[^A-Za-z0-9]+")
 
 
@@ -56,17 +60,31 @@ class LoadKey(NamedTuple):
 
     @property
     def _file_name(self) -> str:
-        words = (f"{self.device:x}", f"{self.inode:x}", *(_WORDS.sub("_", word) for word in self[4:] if word))
-        return "-".join(words)[:200] + ".json"
+        return self._of_file + "-".join(_WORDS.sub("_", word) for word in self[4:] if word)[:160] + ".json"
+
+    @property
+    def _of_file(self) -> str:
+        """What the names of all entries of this file begin with."""
+        return f"{self.device:x}-{self.inode:x}-"
 
 
 class Measured(NamedTuple):
-    """What a load took on top of what the process had, in bytes; of an interval, its upper end."""
+    """What a load took on top of what the process had, in bytes; of an interval, its upper end; of `loads` loads, the highest."""
 
     peak_anon_bytes: int
     peak_file_bytes: int
     settled_anon_bytes: int
     settled_file_bytes: int
+    loads: int = 1
+
+
+class Remembered(NamedTuple):
+    """One entry of the store: what is known of a load by its file's name, its format and delivery."""
+
+    name: str
+    format: str
+    delivery: str
+    measured: Measured
 
 
 class LearnedStore:
@@ -85,23 +103,52 @@ class LearnedStore:
 
     @property
     def folder(self) -> str:
+        """Empty where this user has none, as one without a home: nothing is remembered then."""
         if self._folder is None:
             import platformdirs
 
-            self._folder = os.path.join(platformdirs.user_cache_dir("mlup-stream", appauthor=False), "measurements")
+            try:
+                caches = platformdirs.user_cache_dir("mlup-stream", appauthor=False)
+            except (RuntimeError, OSError):
+                caches = ""
+            self._folder = os.path.join(caches, "measurements") if os.path.isabs(caches) else ""
         return self._folder
+
+    @property
+    def _is_on(self) -> bool:
+        return self.enabled and bool(self.folder)
 
     def recall(self, key: LoadKey) -> Measured | None:
         """The highest of what the last loads took; None if there were none, or the file has changed since."""
-        loads = self._read(key) if self.enabled else []
-        return Measured(*map(max, zip(*loads, strict=True))) if loads else None
+        return _highest(self._read(key)) if self._is_on else None
 
-    def record(self, key: LoadKey, measured: Measured) -> bool:
-        """Remembers a load. False if that is switched off or the folder cannot be written, which is no reason to fail a load."""
-        if not self.enabled:
-            return False
-        loads = [list(map(int, each)) for each in (*self._read(key), measured)][-_KEPT_LOADS:]
-        content = {"version": _VERSION, "size_bytes": key.size_bytes, "mtime_ns": key.mtime_ns, "loads": loads}
+    def record(self, key: LoadKey, measured: Measured, name: str = "") -> bool:
+        """Remembers a load of what is called `name`.
+
+        Returns:
+            False if that is switched off or the folder cannot be written, which is no reason to fail a load.
+        """
+        return self._is_on and self._write(key, [*self._read(key), measured], name)
+
+    def doubt(self, key: LoadKey) -> None:
+        """Forgets the highest of what the last loads took: a load was refused for it, and will never correct it."""
+        loads = sorted(self._read(key)) if self._is_on else []
+        if len(loads) > 1:
+            self._write(key, loads[:-1])
+        elif loads:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self.folder, key._file_name))
+
+    def _write(self, key: LoadKey, loads: list[Measured], name: str = "") -> bool:
+        content = {
+            "version": _VERSION,
+            "name": name,
+            "format": key.format,
+            "delivery": key.delivery,
+            "size_bytes": key.size_bytes,
+            "mtime_ns": key.mtime_ns,
+            "loads": [list(map(int, each[:_SIZES])) for each in loads[-_KEPT_LOADS:]],
+        }
         path = os.path.join(self.folder, key._file_name)
         aside = f"{path}.{os.getpid()}.{time.monotonic_ns()}.aside"
         try:
@@ -118,6 +165,28 @@ class LearnedStore:
             return False
         return True
 
+    def remembered(self) -> list[Remembered]:
+        """Every entry, the one that was written last first."""
+        found = []
+        for path, _ in sorted(self._entries(".json"), key=lambda entry: -entry[1]):
+            content = _content(path)
+            measured = _highest(_loads(content))
+            if measured is not None:
+                name, format, delivery = (str(content.get(word) or "") for word in ("name", "format", "delivery"))
+                found.append(Remembered(name, format, delivery, measured))
+        return found
+
+    def forget(self, path: str | os.PathLike[str]) -> int:
+        """Forgets every load of the file at `path`, of its content before too; how many entries that was."""
+        key = LoadKey.of(path, "", "")
+        if key is None:
+            return 0
+        found = [each for each, _ in self._entries(".json") if os.path.basename(each).startswith(key._of_file)]
+        for each in found:
+            with contextlib.suppress(OSError):
+                os.unlink(each)
+        return len(found)
+
     def clear(self) -> int:
         """Forgets everything; how many loads that was."""
         entries = self._entries(".json")
@@ -129,15 +198,10 @@ class LearnedStore:
         return len(entries)
 
     def _read(self, key: LoadKey) -> list[Measured]:
-        try:
-            with open(os.path.join(self.folder, key._file_name), "rb") as file:
-                content = json.loads(file.read(64 * 1024))
-            if (content["version"], content["size_bytes"], content["mtime_ns"]) != (_VERSION, key.size_bytes, key.mtime_ns):
-                return []
-            loads = [Measured(*each) for each in content["loads"]]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        content = _content(os.path.join(self.folder, key._file_name))
+        if (content.get("size_bytes"), content.get("mtime_ns")) != (key.size_bytes, key.mtime_ns):
             return []
-        return [each for each in loads if all(type(size) is int and 0 <= size <= _MAX_BYTES for size in each)][-_KEPT_LOADS:]
+        return _loads(content)
 
     def _entries(self, ending: str) -> list[tuple[str, float]]:
         found = []
@@ -157,6 +221,31 @@ class LearnedStore:
                 os.unlink(path)
 
 
+def _content(path: str) -> dict[str, Any]:
+    """What an entry says; empty for what is no entry, or of another version."""
+    try:
+        with open(path, "rb") as file:
+            content = json.loads(file.read(64 * 1024))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) and content.get("version") == _VERSION else {}
+
+
+def _loads(content: dict[str, Any]) -> list[Measured]:
+    try:
+        loads = [Measured(*each) for each in content["loads"] if len(each) == _SIZES]
+    except (KeyError, TypeError):
+        return []
+    return [each for each in loads if all(type(size) is int and 0 <= size <= _MAX_BYTES for size in each)][-_KEPT_LOADS:]
+
+
+def _highest(loads: list[Measured]) -> Measured | None:
+    if not loads:
+        return None
+    highest = Measured(*map(max, zip(*loads, strict=True)))
+    return highest._replace(loads=len(loads))
+
+
 def refined(estimate: Estimate | None, measured: Measured | None) -> Estimate | None:
     """The better of what the headers say and what was measured: exact headers, then a measurement, then the rest.
 
@@ -165,12 +254,13 @@ def refined(estimate: Estimate | None, measured: Measured | None) -> Estimate | 
     if measured is None or (estimate is not None and estimate.certainty is Certainty.EXACT):
         return estimate
     sizes: dict[str, Any] = measured._asdict()
+    loads = sizes.pop("loads")
     if estimate is not None and estimate.certainty is Certainty.CONSERVATIVE:
         # What other threads take in the interval is measured too, and what is refused for it is never measured again.
         sizes["peak_anon_bytes"] = min(measured.peak_anon_bytes, estimate.peak_anon_bytes)
     sizes["settled_anon_bytes"] = min(measured.settled_anon_bytes, sizes["peak_anon_bytes"])
     sizes["settled_file_bytes"] = min(measured.settled_file_bytes, measured.peak_file_bytes)
-    why = "what earlier loads of this file took"
+    why = f"learned from {loads} load{'s' * (loads > 1)} of this file"
     if estimate is None:
         return Estimate(**sizes, certainty=Certainty.LEARNED, why=why)
     return dataclasses.replace(estimate, **sizes, certainty=Certainty.LEARNED, why=why)

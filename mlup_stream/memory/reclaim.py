@@ -17,7 +17,7 @@ from typing import Any
 
 from mlup_stream.memory.meter import rss_bytes
 
-__all__ = ["ReclaimStep", "fallen_bytes", "give_back", "promotions", "resident_bytes", "trim_allocator"]
+__all__ = ["ReclaimStep", "fallen_bytes", "give_back", "promotions", "trim_allocator"]
 
 _SECOND, _OLDEST = 1, 2
 
@@ -60,11 +60,11 @@ def give_back(*releases: Callable[[], tuple[str, ...]], promotions_before: int |
     """
     trim = _find_trim()  # before anything is measured: finding it costs memory once
     steps: list[ReclaimStep] = []
-    before_bytes = resident_bytes()
+    before_bytes = rss_bytes()
 
     def done(name: str, held_by: tuple[str, ...] = ()) -> None:
         nonlocal before_bytes
-        after_bytes = resident_bytes()
+        after_bytes = rss_bytes()
         steps.append(ReclaimStep(name, fallen_bytes(before_bytes, after_bytes), held_by))
         before_bytes = after_bytes
 
@@ -78,14 +78,6 @@ def give_back(*releases: Callable[[], tuple[str, ...]], promotions_before: int |
         trim(0)
     done("allocator trimmed", () if trim is not None else ("the allocator: this C library has no malloc_trim",))
     return tuple(steps)
-
-
-def resident_bytes() -> int | None:
-    """RSS; None where it cannot be read, as with no descriptor left: that is no reason to keep the memory."""
-    try:
-        return rss_bytes()
-    except OSError:
-        return None
 
 
 def fallen_bytes(before_bytes: int | None, after_bytes: int | None) -> int:

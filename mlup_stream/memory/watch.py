@@ -10,10 +10,11 @@ from mlup_stream.errors import MemoryBudgetExceeded, MLupError
 from mlup_stream.memory.budget import Available
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.memory.gate import overhead_bytes
-from mlup_stream.memory.meter import PeakMeter, Snapshot, snapshot
+from mlup_stream.memory.meter import PeakMeter, snapshot
 from mlup_stream.memory.pressure import PressureMeter
 from mlup_stream.memory.reclaim import give_back, promotions
 from mlup_stream.memory.report import MemoryReport
+from mlup_stream.memory.running import Running
 from mlup_stream.units import MIB, format_bytes
 
 __all__ = ["Watch", "is_out_of_memory"]
@@ -57,6 +58,7 @@ class Watch:
         room: Available | None = None,
         size_bytes: int | None = None,
         on_settled: Callable[[MemoryReport], None] | None = None,
+        running: Running | None = None,
     ) -> None:
         self.name = name
         self.room = room
@@ -66,6 +68,7 @@ class Watch:
         self._size_bytes = size_bytes
         self._pressure = pressure
         self._on_settled = on_settled
+        self._running = running
         self._meter = PeakMeter()
         self._next_check_bytes = 0
         self._started = 0.0
@@ -104,7 +107,7 @@ class Watch:
         if self._available is None:
             return
         room = self._available()
-        grown_bytes = _private_bytes(now) - _private_bytes(self._meter.baseline)
+        grown_bytes = now.private_bytes - self._meter.baseline.private_bytes
         step_bytes, self._grown_bytes = grown_bytes - self._grown_bytes, grown_bytes
         step_passed_bytes, self._passed_bytes = passed_bytes - self._passed_bytes, passed_bytes
         left_bytes = room.bytes
@@ -133,13 +136,15 @@ class Watch:
     def _reserve_bytes(self, step_bytes: int, step_passed_bytes: int) -> int:
         """What must be left so that the load may go on.
 
-        Nothing, as long as a sure estimate holds: it was admitted to the last byte. Otherwise as much as the last step took, and
-        not more than the rest of the file would take at that rate.
+        As long as a sure estimate holds, what it still needs: it was admitted to the last byte, and others may have taken some
+        since. Otherwise as much as the last step took, and not more than the rest of the file would take at that rate.
         """
         estimate = self._estimate
-        sure = estimate is not None and estimate.certainty is not Certainty.UNKNOWN
-        if sure and estimate is not None and self._grown_bytes <= estimate.peak_anon_bytes + overhead_bytes(estimate):
-            return 0
+        beside_bytes = 0 if self._running is None else self._running.beside_bytes
+        if estimate is not None and estimate.certainty is not Certainty.UNKNOWN:
+            spare_bytes = overhead_bytes(estimate)
+            if self._grown_bytes <= estimate.peak_anon_bytes + spare_bytes + beside_bytes:
+                return max(0, estimate.peak_anon_bytes - self._grown_bytes - spare_bytes)
         reserve_bytes = max(_LAST_BYTES, step_bytes)
         if self._size_bytes is not None and step_passed_bytes > 0:
             rest_bytes = max(0, self._size_bytes - self._passed_bytes)
@@ -149,7 +154,12 @@ class Watch:
     def _than_estimated(self) -> str:
         if self._estimate is None:
             return "of which nothing was known before"
-        return f"where {format_bytes(self._estimate.peak_anon_bytes)} was estimated ({self._estimate.certainty.value})"
+        peak_bytes, certainty = self._estimate.peak_anon_bytes, self._estimate.certainty
+        as_estimated = certainty is not Certainty.UNKNOWN and self._grown_bytes <= peak_bytes
+        return (
+            f"{'of the' if as_estimated else 'where'} {format_bytes(peak_bytes)} {'that were' if as_estimated else 'was'}"
+            f" estimated ({certainty.value}){', and others have taken the rest' if as_estimated else ''}"
+        )
 
     @staticmethod
     def _step_bytes(room: Available | None) -> int:
@@ -185,10 +195,6 @@ class Watch:
         if self._on_settled is not None:
             self._on_settled(self.report)
         return self.report
-
-
-def _private_bytes(now: Snapshot) -> int:
-    return (now.rss_bytes or 0) if now.anon_bytes is None else now.anon_bytes + (now.swap_bytes or 0)
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

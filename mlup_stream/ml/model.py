@@ -20,11 +20,20 @@ from mlup_stream.delivery.artifact import Artifact, artifact_of
 from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.delivery.placement import Placement
-from mlup_stream.errors import AmbiguousModelError, ConfigError, MLupError, ModelLoadError, ModelNotFoundError, PredictError
+from mlup_stream.errors import (
+    AmbiguousModelError,
+    ConfigError,
+    MemoryBudgetExceeded,
+    MLupError,
+    ModelLoadError,
+    ModelNotFoundError,
+    PredictError,
+)
 from mlup_stream.memory.gate import Weighed
 from mlup_stream.memory.governor import MemoryGovernor
 from mlup_stream.memory.holders import holders_of
-from mlup_stream.memory.reclaim import ReclaimStep, fallen_bytes, give_back, resident_bytes
+from mlup_stream.memory.meter import rss_bytes
+from mlup_stream.memory.reclaim import ReclaimStep, fallen_bytes, give_back
 from mlup_stream.memory.report import MemoryReport
 from mlup_stream.ml.failure import nothing_left_behind
 from mlup_stream.ml.held import Held
@@ -114,7 +123,7 @@ class MLupModel:
                 clock.ended("importing")
                 plan = plan_load(artifact, asked, binarizer, self.conf, governor, freed_bytes=self._kept_bytes())
                 clock.ended("planning")
-                self._let_go()
+                plan = self._make_way(plan, governor)
                 clock.ended("giving_back")
                 held, placement, memory = self._build(plan, artifact, governor, clock)
                 clock.ended("giving_back")
@@ -215,13 +224,29 @@ class MLupModel:
         if "model" in self.conf.storage_kwargs:
             self.conf.storage_kwargs = {name: each for name, each in self.conf.storage_kwargs.items() if name != "model"}
 
+    def _make_way(self, plan: LoadPlan, governor: MemoryGovernor) -> LoadPlan:
+        """Lets the old model go, and holds the plan against what that gave back: a request may still hold the model.
+
+        Where the new one does not fit beside it then, the old one stays loaded.
+        """
+        if self._held is None:
+            return plan
+        name, alive = self._held.name, _weak_reference(self._held.model)
+        held_by = self._let_go()[-1].held_by
+        try:
+            return plan.confirmed(governor, held_by)
+        except MemoryBudgetExceeded:
+            if alive() is not None:
+                self._held = Held.of(alive(), name)
+            raise
+
     def _let_go(self) -> tuple[ReclaimStep, ...]:
         if self._held is None:
             return ()
         alive = _weak_reference(self._held.model)
-        before_bytes = resident_bytes()
+        before_bytes = rss_bytes()
         self._held = None
-        let_go_bytes = fallen_bytes(before_bytes, resident_bytes())
+        let_go_bytes = fallen_bytes(before_bytes, rss_bytes())
         steps = give_back()
         holders = self._artifact.held() if self._artifact is not None else ()
         if alive() is not None:

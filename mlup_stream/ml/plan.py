@@ -59,6 +59,19 @@ class LoadPlan:
     def delivery(self) -> Delivery:
         return Delivery(self.admission.delivery)
 
+    def confirmed(self, governor: MemoryGovernor, held_by: tuple[str, ...]) -> LoadPlan:
+        """The plan once the model that it replaces was let go of: with what really came back. Raises as `plan_load`.
+
+        Args:
+            governor: Admits or refuses.
+            held_by: Who keeps that model.
+        """
+        admission = governor.confirm(self.admission, held_by=held_by)
+        if admission.delivery == self.delivery:
+            return replace(self, admission=admission)
+        terms = replace(self.terms, delivery=Delivery(admission.delivery))
+        return replace(self, admission=admission, terms=terms, reason=admission.reason)
+
     def build(self, artifact: Artifact, on_window: OnWindow) -> Built:
         """The model, and where its payload went; every window that is read passes by `on_window`."""
         terms = replace(self.terms, on_window=on_window)

@@ -30,9 +30,24 @@ def test_help_lists_every_subcommand() -> None:
     """Each subcommand is there, with its module's docstring as help."""
     done = _run("--help")
     assert done.returncode == 0
-    for name in ("demo", "inspect", "load"):
+    for name in ("demo", "inspect", "learned", "load", "pack", "plan"):
         assert f"\n  {name} " in done.stdout
         assert _run(name, "--help").returncode == 0
+
+
+def test_what_was_learned_is_listed_and_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the file's name, its format and delivery; `forget` wants files, or --all."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLUP_STREAM_LEARNED", "1")
+    path = tmp_path / "model.pckl"
+    path.write_bytes(pickle.dumps([{index: str(index)} for index in range(100_000)]))
+    assert _run("load", str(path)).returncode == 0
+    (entry,) = json.loads(_run("learned", "list", "--json").stdout)
+    assert (entry["name"], entry["format"], entry["measured"]["loads"]) == (str(path), "pickle", 1)
+    assert "pickle" in _run("learned", "list").stdout
+    assert _run("learned", "forget").returncode == 2
+    assert "forgot 1 " in _run("learned", "forget", str(path)).stdout
+    assert json.loads(_run("learned", "list", "--json").stdout) == []
 
 
 def test_load_shows_the_report_as_a_table(model_file: Path) -> None:

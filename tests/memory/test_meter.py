@@ -284,6 +284,7 @@ def test_other_systems_marks_are_used_for_what_they_say(platform: str, mark: str
 def test_psutil_8_is_asked_for_the_footprint_and_psutil_7_for_the_full_info(monkeypatch: pytest.MonkeyPatch) -> None:
     """psutil 8 deprecates `memory_full_info` for `memory_footprint`, and warnings are errors here."""
     monkeypatch.setattr(proc, "smaps_rollup", dict)
+    monkeypatch.setattr(proc, "status", dict)
     footprint = SimpleNamespace(pss=1 * MIB, uss=2 * MIB)
 
     def deprecated() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import pickle
 import re
@@ -115,9 +116,18 @@ def test_a_check_leaves_room_for_the_next_window_of_a_load_that_is_not_known() -
     with pytest.raises(MemoryBudgetExceeded, match="nothing was known"):
         watch.check(MIB)
     watch.stop()
-    watch, _ = watch_over(3 * MIB, Estimate.private(GIB, certainty=Certainty.EXACT, why=""))
+    watch, _ = watch_over(3 * MIB, Estimate.private(3 * MIB, certainty=Certainty.EXACT, why=""))
     watch.check(MIB)
     watch.stop()
+
+
+def test_a_load_is_given_up_when_others_have_taken_what_it_still_needs() -> None:
+    """It was admitted to the last byte of what there was then: 60 MiB that are still to come do not fit into 40 MiB."""
+    for still_bytes, given_up in ((30 * MIB, False), (60 * MIB, True)):
+        watch, _ = watch_over(40 * MIB, Estimate.private(still_bytes, certainty=Certainty.EXACT, why=""))
+        with pytest.raises(MemoryBudgetExceeded, match="others have taken") if given_up else contextlib.nullcontext():
+            watch.check(MIB)
+        watch.stop()
 
 
 def load_that_raises(error: Exception) -> None:
