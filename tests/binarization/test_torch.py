@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import pickle
@@ -360,6 +361,19 @@ def test_a_load_is_as_careful_as_torchs_own_default(torch: Any, models: Path, de
     assert isinstance(TorchBinarizer.deserialize(LoadedFile(path=models / "module.pt")), torch.nn.Module)
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("as_content", [True, False])
+def test_what_is_more_than_weights_is_named(torch: Any, tmp_path: Path, is_zip: bool, as_content: bool) -> None:
+    """The class and both ways to allow it, in every container; what the program has admitted to torch is admitted here."""
+    path = tmp_path / "m.pt"
+    torch.save({"settings": argparse.Namespace(rate=1), "w": torch.ones(2)}, path, _use_new_zipfile_serialization=is_zip)
+    source: Any = path.read_bytes() if as_content else path
+    with pytest.raises(ModelBinarizationError, match=r'more \(argparse\.Namespace\).*"weights_only": False.*add_safe_globals'):
+        mlup.load(source)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        assert mlup.load(source)["settings"].rate == 1
+
+
 @pytest.mark.parametrize("delivery", TorchBinarizer.deliveries)
 def test_torchs_switches_are_heeded_by_every_delivery(
     torch: Any, models: Path, delivery: Delivery, monkeypatch: pytest.MonkeyPatch
@@ -378,19 +392,58 @@ def test_torchs_switches_are_heeded_by_every_delivery(
     assert isinstance(cycle(models / "module.pt", delivery), torch.nn.Module)
 
 
-@pytest.mark.parametrize("delivery", TorchBinarizer.deliveries)
-def test_a_device_that_is_not_here_is_told_with_our_setting(torch: Any, tmp_path: Path, delivery: Delivery) -> None:
-    """A checkpoint with a CUDA tag names `map_location`, and loads with it."""
-    if torch.cuda.is_available():
+DEVICES = ["cuda", "cuda:0", "mps", "xla:0", "npu:0", "hpu", "xpu:0", "mtia:0", "privateuseone:0", "device_of_tomorrow"]
+SAYS_MAP_LOCATION = r'those of another .*; set binarization_kwargs=\{"map_location": "cpu"\}'
+
+
+def _is_here(torch: Any, device: str) -> bool:
+    try:
+        torch.zeros(1, device=device)
+    except Exception:  # of whatever kind
+        return False
+    return True
+
+
+@pytest.fixture(params=DEVICES)
+def device(torch: Any, request: pytest.FixtureRequest) -> str:
+    if _is_here(torch, request.param):
         pytest.skip("this machine has the device")
+    return str(request.param)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("delivery", TorchBinarizer.deliveries)
+def test_a_device_that_is_not_here_is_told_with_our_setting(
+    torch: Any, tmp_path: Path, delivery: Delivery, is_zip: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint with the tag of another device names `map_location`, and loads with it, `auto` included."""
     path = tmp_path / "m.pt"
-    torch.save({"w": torch.arange(8)}, path)
-    # The tag lies in data.pkl, whose length and checksum change with it.
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0"))
-    with pytest.raises(ModelBinarizationError, match=r'binarization_kwargs=\{"map_location": "cpu"\}'):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: device)
+        torch.save({"w": torch.arange(8)}, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(ModelBinarizationError, match=SAYS_MAP_LOCATION) as failed:
         cycle(path, delivery)
-    assert cycle(path, delivery, map_location="cpu")["w"].tolist() == list(range(8))
+    assert "torch.load" not in str(failed.value)  # a call that nobody here has made
+    for where in ("cpu", "auto"):
+        assert cycle(path, delivery, map_location=where)["w"].tolist() == list(range(8))
+
+
+def test_a_device_that_is_here_is_kept_by_auto(torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`map_location="auto"` asks this machine, and not only whether the tag is the CPU's."""
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "meta")
+    torch.save({"w": torch.arange(8)}, tmp_path / "m.pt")
+    assert cycle(tmp_path / "m.pt", Delivery.VIEW, map_location="auto")["w"].is_meta
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "mps:0", "xla:0", "privateuseone:0"], indirect=True)
+def test_a_script_for_a_device_that_is_not_here(torch: Any, models: Path, tmp_path: Path, device: str) -> None:
+    """TorchScript has other words for it; the setting is the same."""
+    path = tmp_path / "m.pt"
+    # The tag lies in data.pkl, whose length and checksum change with it.
+    with zipfile.ZipFile(models / "script.pt") as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            tag = b"X" + len(device).to_bytes(4, "little") + device.encode()
+            target.writestr(name, source.read(name).replace(b"X\x03\0\0\0cpu", tag))
+    with pytest.raises(ModelBinarizationError, match=SAYS_MAP_LOCATION):
+        cycle(path, Delivery.PATH)
+    assert cycle(path, Delivery.PATH, map_location="cpu")

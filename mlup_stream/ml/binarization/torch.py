@@ -12,7 +12,7 @@ import errno
 import os
 import pickle
 import re
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, BinaryIO, ClassVar
 
 from mlup_stream.delivery.artifact import Artifact
@@ -25,7 +25,7 @@ from mlup_stream.errors import ConfigError, LoadError, MLupError, ModelBinarizat
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format, name_of
 from mlup_stream.memory.estimate import Certainty, Estimate
-from mlup_stream.ml.binarization.base import FormatBinarizer
+from mlup_stream.ml.binarization.base import FormatBinarizer, one_line
 from mlup_stream.ml.binarization.frameworks.torch_in_place import TorchZip, can_map, directory_of, load_in_place
 from mlup_stream.ml.binarization.pickles.checked_input import FindsClasses
 
@@ -53,7 +53,15 @@ _SAYS_DAMAGED = (
 )
 
 _SAYS_NOT_ADMITTED = ("Weights only", "weights_only=True", "Unsupported global", "Unsupported class", "Unsupported operand")
-_SAYS_NO_DEVICE = ("Attempting to deserialize object on", "don't know how to restore data location", "not compiled with")
+_SAYS_NO_DEVICE = (
+    "Attempting to deserialize object on",
+    "don't know how to restore data location",
+    "not compiled with",
+    "Storage device not recognized",
+    "device module is not registered",
+    "with arguments from the '",  # the rest are TorchScript's
+    "supported devices include",
+)
 _GLOBAL = re.compile(r"(?:GLOBAL|class|global:?) ([A-Za-z_][\w.]*\.[\w.]+)")
 _SHOWN_GLOBALS = 10
 
@@ -75,7 +83,7 @@ class _TorchFormat(FormatBinarizer):
         if isinstance(error, RuntimeError) and any(words in said for words in _SAYS_NO_DEVICE):
             return ModelBinarizationError(
                 f"{artifact.name}: expected tensors for a device of this machine, found those of another"
-                f' ({said.splitlines()[0][:200]}); set binarization_kwargs={{"map_location": "cpu"}}',
+                f' ({one_line(said.partition(". ")[0])}); set binarization_kwargs={{"map_location": "cpu"}}',
                 path=artifact.path,
                 format=name_of(cls.format),
             )
@@ -97,7 +105,8 @@ class TorchBinarizer(_TorchFormat):
     `weights_only=False`. A load admits tensors alone unless that is said, as `torch.load` does; the binarizer called directly, or
     by the old package, does as it always did. `TORCH_FORCE_WEIGHTS_ONLY_LOAD` and `TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD` are heeded.
 
-    Options: `map_location`, `weights_only` and `encoding`, as of `torch.load`.
+    Options: `map_location`, `weights_only` and `encoding`, as of `torch.load`; `map_location="auto"` leaves each tensor where it
+    was saved if this machine has that device, and takes the others to the CPU.
     """
 
     format = Format.TORCH
@@ -148,7 +157,7 @@ class TorchBinarizer(_TorchFormat):
             copied = Placement(0, view.size_bytes if found is None else found.payload_bytes, (str(obstacle),))
             return super().from_view(view, artifact, terms)._replace(placement=copied)
         if can_map(torch):
-            options = {"map_location": None, "encoding": "utf-8", **terms.options, "weights_only": _weights_only(terms)}
+            options = {"map_location": None, "encoding": "utf-8", **_options(torch, terms)}
             model = _in_evaluation_mode(load_in_place(torch, view, pickle_module=_pickle_for(artifact), **options))
         elif artifact.file is not None:
             with artifact.by_name() as path:
@@ -160,7 +169,7 @@ class TorchBinarizer(_TorchFormat):
     @classmethod
     def _load(cls, source: str | BinaryIO, artifact: Artifact, terms: Terms, **more: Any) -> Built:
         torch = require("torch", "torch models")
-        options = {**terms.options, **more, "weights_only": _weights_only(terms)}
+        options = {**_options(torch, terms), **more}
         pickle_module = None if options["weights_only"] else _pickle_for(artifact)
         return Built(_in_evaluation_mode(torch.load(source, pickle_module=pickle_module, **options)))
 
@@ -172,11 +181,25 @@ class TorchBinarizer(_TorchFormat):
             forced = " and unset TORCH_FORCE_WEIGHTS_ONLY_LOAD" if _is_set("TORCH_FORCE_WEIGHTS_ONLY_LOAD") else ""
             return ModelBinarizationError(
                 f"{artifact.name}: expected weights alone, found more ({names}), which loading would import and call; if you"
-                f' trust the file, set binarization_kwargs={{"weights_only": False}}{forced}',
+                f' trust the file, set binarization_kwargs={{"weights_only": False}}{forced}, or admit these alone with'
+                " torch.serialization.add_safe_globals",
                 path=artifact.path,
                 format=cls.format.value,
             )
         return super().explain(error, artifact)
+
+
+def _options(torch: ModuleType, terms: Terms) -> dict[str, Any]:
+    """The user's options as `torch.load` takes them."""
+
+    def where_it_was(storage: Any, location: str) -> Any:
+        try:
+            return torch.serialization.default_restore_location(storage, location)
+        except (AssertionError, AttributeError, NotImplementedError, RuntimeError):  # depends on the device that is not here
+            return storage
+
+    auto = {"map_location": where_it_was} if terms.options.get("map_location") == "auto" else {}
+    return {**terms.options, **auto, "weights_only": _weights_only(terms)}
 
 
 def _weights_only(terms: Terms) -> bool:
