@@ -45,6 +45,9 @@ _OPTIONS = tuple(sorted(LoadSettings.__annotations__.keys() - set(_FIELDS)))
 def load(source: Source, *, delivery: DeliveryChoice = "auto", **settings: Unpack[LoadSettings]) -> Any:
     """The model in `source`: the model object itself, as `joblib.load` would give it.
 
+    Its arrays may lie in the mapped file. To save it under its own name from this process is safe. A file to which another
+    process, or a library without Python's knowledge, writes in place needs `snapshot=True`; or a new file is renamed over it.
+
     Args:
         source: A model file; a folder with one model in it, or that is a model; or the content: bytes, any buffer, or a binary
             file object, which is read from where it stands and left open.

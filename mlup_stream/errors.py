@@ -27,6 +27,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelBinarizationError",
     "ModelFileChanged",
+    "ModelFileInUse",
     "ModelLoadError",
     "ModelNotFoundError",
     "ModelPermissionError",
@@ -120,6 +121,12 @@ class ModelFileChanged(_SystemError, OSError):
     """The file was changed, truncated or replaced in place while it was being loaded."""
 
     code = errno.ESTALE
+
+
+class ModelFileInUse(_SystemError, OSError):
+    """A file that a loaded model lives in was about to be written to, and its name could not be given a file of its own."""
+
+    code = errno.EBUSY
 
 
 class MemoryBudgetExceeded(ModelLoadError, MemoryError):

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 _PROLOGUE = """
@@ -75,3 +76,16 @@ def run_child(
     if done.returncode != 0 or not lines:
         raise ChildFailed(done.returncode, done.stderr)
     return json.loads(lines[-1])
+
+
+def write_from_outside(path: str | Path, content: bytes, *, whole: bool = False) -> None:
+    """Writes to a file in place as another process does, of which nothing in this one hears.
+
+    Args:
+        path: The file.
+        content: What to write over its beginning.
+        whole: Whether the file is truncated to that.
+    """
+    code = "import os, sys; file = open(sys.argv[1], 'r+b'); file.write(sys.stdin.buffer.read())"
+    code += "; file.truncate()" if whole else ""
+    subprocess.run([sys.executable, "-S", "-E", "-c", code, str(path)], input=content, check=True)

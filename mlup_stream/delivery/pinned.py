@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from mlup_stream.delivery.files import FileIdentity, checked_stat, explain_os_error
 from mlup_stream.delivery.reader import WINDOW_BYTES, OnWindow, open_stream
+from mlup_stream.delivery.writers import note_mapped
 from mlup_stream.errors import ModelFileChanged, NotAModelFileError
 
 __all__ = ["PinnedFile"]
@@ -84,6 +85,7 @@ class PinnedFile:
 
         Good until `close`, in this process.
         """
+        self.note_mapped()
         name = f"/proc/self/fd/{self.fd}"  # not /dev/fd, which shares the cursor on the BSDs and macOS
         return name if os.path.exists(name) else None
 
@@ -101,9 +103,15 @@ class PinnedFile:
         if pinned is not None:
             yield pinned
             return
+        self.note_mapped()
         self.check_name()
         yield self.path
         self.check_name()
+
+    def note_mapped(self) -> None:
+        """To be called before it is mapped, here or by a library that gets its name: who writes to it then writes elsewhere."""
+        if not self.private:
+            note_mapped(self.identity.device, self.identity.inode)
 
     def leads_here(self, path: str | None = None) -> bool:
         """Whether `path`, by default the file's own, leads to this file in the state that it was opened in."""

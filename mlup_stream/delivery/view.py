@@ -103,6 +103,7 @@ class View:
                 buffer = memoryview(b"")  # an empty file cannot be mapped
             else:
                 file.check()
+                file.note_mapped()
                 mapped = _map_file(file.fd, self.size_bytes, writable=writable)
                 self._maps.append(mapped)
                 buffer = memoryview(mapped)

@@ -345,7 +345,7 @@ def test_a_file_that_shrinks_meanwhile_is_an_error_and_not_a_signal(path: Path) 
     pytest.importorskip("numpy", reason="arrays are numpy's")
     found = run_child(
         """
-        import os, pickle, sys
+        import pickle, subprocess, sys
         import numpy
         from mlup_stream import errors
         from mlup_stream.delivery.kinds import Delivery
@@ -360,7 +360,7 @@ def test_a_file_that_shrinks_meanwhile_is_an_error_and_not_a_signal(path: Path) 
 
         class Cutting(Copying):
             def __setstate__(self, state):
-                os.truncate(path, 4096)
+                subprocess.run(["truncate", "--size=4096", path], check=True)
 
         with open(path, "wb") as file:
             pickle.dump([Copying(), Cutting(), Copying()], file)

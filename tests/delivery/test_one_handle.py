@@ -14,6 +14,7 @@ from typing import Any
 
 import models
 import pytest
+from child import write_from_outside
 from models import KINDS, MIB, each_of
 
 import mlup_stream as mlup
@@ -137,8 +138,7 @@ def test_a_file_overwritten_in_place_is_told_by_every_delivery(
 
     def overwritten(cls: Any, artifact: Any, terms: Any) -> Any:
         built = builds(cls, artifact, terms)
-        with open(path, "r+b") as file:
-            file.write(file.read(1))
+        write_from_outside(path, path.read_bytes()[:1])
         return built
 
     monkeypatch.setattr(FormatBinarizer, "_dispatch", classmethod(overwritten))
@@ -216,8 +216,7 @@ def test_a_snapshot_is_of_any_format(name: str, delivery: str, copy: Callable[[s
     expected = answer(name, mlup.load(path))
     model = model_of(path, delivery, snapshot=True)
     model.load()
-    with open(path, "r+b") as file:
-        file.write(b"\xff" * path.stat().st_size)
+    write_from_outside(path, b"\xff" * path.stat().st_size)
     assert answer(name, model.model_obj) == expected
     assert model.report is not None
     assert model.report.file == str(path)
@@ -237,8 +236,7 @@ def test_a_snapshot_of_a_model_in_several_files_is_of_all_of_them(tmp_path: Path
     for delivery in ("auto", "path", "stream", "bytes"):
         model = model_of(path, delivery, snapshot=True).load().model_obj
         before = (tmp_path / "m-1.safetensors").read_bytes()
-        with open(tmp_path / "m-1.safetensors", "r+b") as file:
-            file.write(b"\xff" * len(before))
+        write_from_outside(tmp_path / "m-1.safetensors", b"\xff" * len(before))
         assert (model["w1"] == numpy.arange(1000.0) + 1).all()
         (tmp_path / "m-1.safetensors").write_bytes(before)
 

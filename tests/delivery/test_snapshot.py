@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from child import write_from_outside
 
 import mlup_stream as mlup
 from mlup_stream.delivery.pinned import PinnedFile
@@ -36,8 +37,7 @@ def test_overwriting_the_file_in_place_changes_nothing(path: Path, delivery: str
         conf=mlup.Config(storage_type="disk", storage_kwargs={"path_to_files": path, "delivery": delivery}, snapshot=True)
     )
     model.load()
-    with open(path, "r+b") as file:
-        file.write(b"\xff" * path.stat().st_size)
+    write_from_outside(path, b"\xff" * path.stat().st_size)
     assert float(model.model_obj.sum()) == ITEMS * (ITEMS - 1) / 2
     assert model.report is not None
     assert model.report.file == str(path)
@@ -51,8 +51,7 @@ def test_without_a_snapshot_the_map_shows_what_is_written() -> None:
         path = Path(folder) / "m.npy"
         numpy.save(path, numpy.arange(ITEMS, dtype=numpy.float64))
         model = mlup.load(path, delivery="view")
-        with open(path, "r+b") as file:
-            file.write(b"\0" * path.stat().st_size)
+        write_from_outside(path, b"\0" * path.stat().st_size)
         assert float(model.sum()) == 0.0
 
 

@@ -82,12 +82,12 @@ def test_a_truncated_file_is_an_exception_and_not_a_signal(tmp_path: Path) -> No
     path = tmp_path / "model.bin"
     path.write_bytes(b"x" * 4 * MIB)
     code = """
-        import os
+        import subprocess
         from mlup_stream.delivery.view import View
         from mlup_stream.errors import ModelFileChanged
         view = View(path)
         view.buffer
-        os.truncate(path, 4096)
+        subprocess.run(["truncate", "--size=4096", path], check=True)
         try:
             view.prefault()
         except ModelFileChanged as error:

@@ -8,6 +8,7 @@ against 1.00x. The file's bytes are little-endian, and so are the arrays.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
@@ -17,6 +18,7 @@ from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.reader import open_buffer
 from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
+from mlup_stream.delivery.writers import announced
 from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, ModelBinarizationError
 from mlup_stream.extras import require
 from mlup_stream.formats.arrays.safetensors import BITS_OF, MAX_HEADER_BYTES, Header, Tensor, read_header, read_index
@@ -29,6 +31,8 @@ from mlup_stream.ml.binarization.base import FormatBinarizer
 __all__ = ["SafetensorsBinarizer"]
 
 _FRAMEWORKS: dict[str, type[NumpyArrays] | type[TorchTensors]] = {"numpy": NumpyArrays, "torch": TorchTensors}
+_FIRST_THAT_RENAMES = (0, 8)
+"""The version of safetensors from which on `save_file` writes another file and renames it."""
 _OBJECT_BYTES = 1024
 """An array, its name and its place in the dict: about 500 bytes with numpy, 900 with torch."""
 
@@ -75,6 +79,7 @@ class SafetensorsBinarizer(FormatBinarizer):
     @classmethod
     def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
         arrays = _arrays(artifact, terms)
+        _announce_writers()
         model: dict[str, Any] = {}
         mapped_bytes = copied_bytes = 0
         for part in _parts(artifact):
@@ -117,6 +122,13 @@ class SafetensorsBinarizer(FormatBinarizer):
             return Built({tensor.name: arrays.over(over, tensor) for tensor in parts[0].tensors})
         with open_buffer(buffer) as file:
             return cls.from_file(file, artifact, terms)
+
+
+def _announce_writers() -> None:
+    library = require("safetensors", "safetensors files")
+    if tuple(map(int, library.__version__.split(".")[:2])) < _FIRST_THAT_RENAMES:
+        for module in ("safetensors", "safetensors.numpy", "safetensors.torch"):
+            announced(sys.modules.get(module), "serialize_file", 1)
 
 
 def _kind(options: Mapping[str, Any]) -> type[NumpyArrays] | type[TorchTensors]:

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from mlup_stream.delivery.view import View
+from mlup_stream.delivery.writers import announced
 from mlup_stream.errors import CorruptModelError
 from mlup_stream.formats.zip import STORED, ZipEntry, read_directory
 
@@ -72,6 +73,7 @@ def load_in_place(
     """The object in the zip, its tensors copy-on-write over the view."""
     import numpy
 
+    announced(torch.serialization._open_zipfile_writer_file, "__init__", 1, truncates=True)
     # Through numpy, whose arrays keep the view's buffer exported for as long as a storage lives.
     storage = torch.from_numpy(numpy.frombuffer(view.writable, numpy.uint8)).untyped_storage()
     unpickler = torch._weights_only_unpickler if weights_only else pickle_module
