@@ -240,8 +240,9 @@ def test_missing_short_and_stray_external_data(tmp_path: Path, delivery: Deliver
     with pytest.raises(CorruptModelError, match=r"m\.onnx\.data"):
         load(Given(path=path, delivery=delivery))
     data.unlink()
-    with pytest.raises(ModelNotFoundError, match=r"m\.onnx\.data"):
-        load(Given(path=path, delivery=delivery))
+    for options in ({}, {"sess_options": onnxruntime.SessionOptions()}):
+        with pytest.raises(ModelNotFoundError, match=r"m\.onnx\.data"):
+            load(Given(path=path, delivery=delivery), **options)
     (tmp_path.parent / "secret.bin").write_bytes(whole)
     for stray in ("../secret.bin", str(tmp_path.parent / "secret.bin"), "", "a\0b"):
         model = onnx.load(path, load_external_data=False)

@@ -352,7 +352,7 @@ def _constant_inside(path: Path) -> Path:
 def test_a_model_of_several_files_behind_links(tmp_path: Path, write: Callable[[Path], Path], delivery: Delivery) -> None:
     """Each file is a link out of the folder, its weights outside, or inside and outside: each delivery answers as the library."""
     path = _in_a_hub(tmp_path, write)
-    for options in ({}, {"sess_options": onnxruntime.SessionOptions()}):
+    for options in ({}, {"sess_options": onnxruntime.SessionOptions()}):  # whose object may replace files, so that it is asked
         given = Given(path=path, delivery=delivery, options=options)
         session = deserialize(InferenceSessionFullReturnBinarizer, given)
         assert numpy.array_equal(session.run(None, {"x": rows()})[0], expected(path))
@@ -362,16 +362,40 @@ def test_a_model_of_several_files_behind_links(tmp_path: Path, write: Callable[[
 
 @needs_proc
 @pytest.mark.parametrize("write", [write_external, _partly_external])
-@pytest.mark.parametrize("whose", ["ours", "the user's"])
-def test_content_of_a_model_whose_other_files_are_links(tmp_path: Path, write: Callable[[Path], Path], whose: str) -> None:
+def test_content_of_a_model_whose_other_files_are_links(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     """Content that says where it came from, as a storage of the user's gives it, finds weights behind links out of it."""
     path = _in_a_hub(tmp_path, write)
-    options = {} if whose == "ours" else {"sess_options": onnxruntime.SessionOptions()}
-    given = Given(path.read_bytes(), path, options=options)
+    given = Given(path.read_bytes(), path)
     session = deserialize(InferenceSessionFullReturnBinarizer, given)
     assert given.placement is not None
     assert given.placement.mapped_bytes == (3 if write is write_external else 2) * MATRIX_BYTES
     assert numpy.array_equal(session.run(None, {"x": rows()})[0], expected(path))
+
+
+@pytest.mark.parametrize("delivery", [*HUB_DELIVERIES, None])
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("given_as", ["tensors", "a file"])
+def test_weights_that_the_user_gives_beside_the_model(
+    tmp_path: Path, delivery: Delivery | None, is_there: bool, given_as: str
+) -> None:
+    """What a `SessionOptions` has instead of a file is used, whether the file is there, or has other weights, or is a link."""
+    path = write_external(tmp_path / "m.onnx", layers=1)
+    data = tmp_path / "m.onnx.data"
+    ours = onnx.load(path).graph.initializer[0]
+    values = 2 * numpy_helper.to_array(ours)
+    data.rename(tmp_path / "blob") if is_there else data.unlink()
+    if is_there:
+        data.symlink_to("blob")
+    options = onnxruntime.SessionOptions()
+    if given_as == "tensors":
+        tensor = onnxruntime.OrtValue.ortvalue_from_numpy(values)
+        options.add_external_initializers([ours.name], [tensor])
+    else:
+        options.add_external_initializers_from_files_in_memory([data.name], [values.view(numpy.uint8).ravel()], [values.nbytes])
+    given = Given(path=path, delivery=delivery) if delivery else Given(path.read_bytes())
+    session = deserialize(InferenceSessionFullReturnBinarizer, given, sess_options=options)
+    wanted = numpy.tanh(rows() @ values)
+    assert numpy.allclose(session.run(None, {"x": rows()})[0], wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("delivery", HUB_DELIVERIES)

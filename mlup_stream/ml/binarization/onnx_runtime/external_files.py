@@ -17,13 +17,17 @@ from mlup_stream.formats.onnx.layout import Layout
 __all__ = ["check_external_files", "external_files"]
 
 
-def external_files(layout: Layout, folder: str, artifact: Artifact) -> dict[str, Artifact]:
+def external_files(
+    layout: Layout, folder: str, artifact: Artifact, missing: list[ModelNotFoundError] | None = None
+) -> dict[str, Artifact]:
     """The files by the names that the model gives them, each of them there and long enough; open from now on.
 
     Args:
         layout: The walk of the model.
         folder: Where the model lies.
         artifact: The model.
+        missing: Takes the errors of files that are not there, where the runtime may have been given others instead of them;
+            without it they are raised.
 
     Raises:
         ModelNotFoundError: A file is missing.
@@ -37,7 +41,13 @@ def external_files(layout: Layout, folder: str, artifact: Artifact) -> dict[str,
             continue
         location = tensor.external.get("location", "")
         if location not in files:
-            files[location] = _opened(location, folder, artifact)
+            try:
+                files[location] = _opened(location, folder, artifact)
+            except ModelNotFoundError as error:
+                if missing is None:
+                    raise
+                missing.append(error)
+                continue
         offset = _number(tensor.external.get("offset"), 0, tensor.name, name)
         length = _number(tensor.external.get("length"), tensor.size_bytes, tensor.name, name)
         if offset + length > files[location].size_bytes:

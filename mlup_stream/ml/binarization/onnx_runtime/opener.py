@@ -24,7 +24,7 @@ from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.pinned import PinnedFile
 from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.terms import Built, Terms
-from mlup_stream.errors import ModelBinarizationError
+from mlup_stream.errors import ModelBinarizationError, ModelNotFoundError
 from mlup_stream.formats.onnx.external import Place, without_payloads
 from mlup_stream.formats.onnx.layout import Layout
 from mlup_stream.formats.onnx.tensor import Tensor
@@ -98,6 +98,7 @@ class Opener:
         self._movable: dict[Field, Tensor] = {}
         self._staying: list[Tensor] = []
         self._files: dict[str, Artifact] = {}
+        self._missing: list[ModelNotFoundError] = []
         if layout is not None:
             self._policy = policy_for(terms.optimize, layout)
             self._sort(layout)
@@ -132,7 +133,12 @@ class Opener:
         external = [] if self._layout is None else self._external(self._layout)
         inside_bytes = 0 if self._layout is None else self._layout.payload_bytes
         maps = NewMaps({each.path for each in external})
-        session = self._open(model, entries)
+        try:
+            session = self._open(model, entries)
+        except Exception as error:
+            if self._missing:
+                raise self._missing[0] from error
+            raise
         found = placement_of(external, (), maps.ranges())
         reasons = found.reasons + ((why,) if inside_bytes else ())
         return Built(session, Placement(found.mapped_bytes, found.copied_bytes + inside_bytes, reasons))
@@ -148,7 +154,9 @@ class Opener:
         layout, movable, file = self._layout, self._movable, self._artifact.file
         if layout is None or file is None or not (movable or self._files):
             return self.by_path()
-        if not _ABILITIES.reads_inside_files or self._users_folder or self._saves:
+        # An object of the user's may have tensors or files of the user's own instead of those that the model names.
+        may_replace = self._users_own and layout.external_locations
+        if not _ABILITIES.reads_inside_files or self._users_folder or self._saves or may_replace:
             return self.by_path()
         placed = [Placed(each, _seen_as(file), each.payload.body) for each in movable.values() if each.payload]
         placed += self._external(layout)
@@ -249,7 +257,7 @@ class Opener:
             return self.by_path(why)
         with contextlib.ExitStack() as stack:
             # onnxruntime refuses links out of the folder that it is told, by content alone.
-            if self._layout is not None and self._files and not self._users_folder:
+            if self._layout is not None and self._files and not self._users_folder and not self._users_own:
                 pinned = self._pinned(stack, self._layout, None)
                 if pinned is not None:
                     return self._unaided(pinned[0], why, {_FOLDER: pinned[1].folder})
@@ -298,20 +306,22 @@ class Opener:
         return [
             Placed(each, files[each.external["location"]], int(each.external.get("offset", "0")))
             for each in layout.tensors
-            if each.external
+            if each.external.get("location") in files
         ]
 
     def _external_files(self, layout: Layout) -> dict[str, Artifact]:
         if not layout.external_locations:
             return {}
         if not self._folder:
+            if self._users_own:
+                return {}
             raise ModelBinarizationError(
                 f"{self._artifact.name}: its weights lie in {layout.external_locations[0]!r}, and content without a path has no"
                 f' folder to look in; give the path, or sess_options={{"{_FOLDER}": "the folder"}}',
                 path=None,
                 format="onnx",
             )
-        return external_files(layout, self._folder, self._artifact)
+        return external_files(layout, self._folder, self._artifact, self._missing if self._users_own else None)
 
 
 def _seen_as(file: PinnedFile) -> str:
