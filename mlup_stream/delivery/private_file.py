@@ -36,8 +36,7 @@ def private_file(
         named: Whether the framework insists on a name that a folder lists, as HDF5 does, which resolves every link.
 
     Raises:
-        ModelLoadError: No folder for temporary files lies on a disk.
-        OSError: The disk is full.
+        ModelLoadError: No folder for temporary files that can be written to lies on a disk, or the disk is full.
 
     Peak memory: one chunk of 1 MiB. The pages of the copy are page cache, which the kernel takes back.
     """
@@ -45,14 +44,31 @@ def private_file(
     with contextlib.ExitStack() as stack:
         file, path = (None if named else _without_name(folder)) or _with_name(folder, suffix, stack)
         with file:
-            if isinstance(content, (bytes, bytearray, memoryview)):
-                file.write(content)
-            else:
-                shutil.copyfileobj(content, file, _CHUNK_BYTES)
-            file.flush()
+            for piece in _pieces(content):
+                _write(file.fileno(), piece, folder)
             if suffix and not path.endswith(suffix):
                 path = _linked(path, folder, suffix, stack)
             yield path
+
+
+def _pieces(content: BinaryIO | bytes | bytearray | memoryview) -> Iterator[bytes | bytearray | memoryview]:
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        yield content
+        return
+    while piece := content.read(_CHUNK_BYTES):
+        yield piece
+
+
+def _write(fd: int, piece: bytes | bytearray | memoryview, folder: str) -> None:
+    left = memoryview(piece).cast("B")
+    while left:
+        try:
+            left = left[os.write(fd, left) :]
+        except OSError as error:
+            raise ModelLoadError(
+                f"a temporary copy of the model is needed, and could not be written to {folder} ({error.strerror}); set TMPDIR to"
+                " a folder on a disk with room for it, or give the model's path"
+            ) from error
 
 
 def _without_name(folder: str) -> tuple[BinaryIO, str] | None:
@@ -93,12 +109,14 @@ def private_folder(folder: str | None = None) -> Iterator[str]:
 
 def _folder_on_disk() -> str:
     named = [os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")]
-    candidates = [folder for folder in (*named, "/var/tmp", tempfile.gettempdir()) if folder]
+    candidates = [folder for folder in (*named, "/var/tmp") if folder]
+    with contextlib.suppress(FileNotFoundError):  # it raises that where none can be written to
+        candidates.append(tempfile.gettempdir())
     for folder in candidates:
         usable = os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
         if usable and file_system_of(folder) not in _MEMORY_FILE_SYSTEMS:
             return folder
     raise ModelLoadError(
-        "the framework reads files only, and no folder for a temporary one lies on a disk"
+        "a temporary copy of the model is needed, and no folder that can be written to lies on a disk"
         f" (tried {', '.join(dict.fromkeys(candidates))}); set TMPDIR to a folder on a disk, or give the model's path"
     )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import pickle
+import re
 import stat
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+import mlup_stream as mlup
 from mlup_stream.delivery import private_file as module
 from mlup_stream.delivery.private_file import private_file
 from mlup_stream.errors import ModelLoadError
@@ -82,3 +87,37 @@ def test_without_a_disk_the_message_says_what_to_set(folder: Path, monkeypatch: 
     monkeypatch.setattr(module, "file_system_of", lambda path: "tmpfs")
     with pytest.raises(ModelLoadError, match="set TMPDIR"), private_file(b"content"):
         pass
+
+
+def test_without_any_folder_it_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no folder can be written to, a load that needs a copy says so and what to set, and others do without."""
+    path = tmp_path / "m.pkl"
+    path.write_bytes(pickle.dumps(list(range(1000))))
+
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    monkeypatch.setattr("mlup_stream.delivery.snapshot._shared_blocks", lambda file: None)
+    with pytest.raises(ModelLoadError, match="set TMPDIR"), private_file(b"content"):
+        pass
+    with pytest.raises(ModelLoadError, match="set TMPDIR"):
+        mlup.load(path, snapshot=True)
+    assert mlup.load(path) == list(range(1000))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the size of files")
+def test_a_full_disk_is_a_typed_error(folder: Path, way: str) -> None:
+    """It says in which folder there was no room, and nothing is left there."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        said = re.escape(str(folder)) + ".*set TMPDIR"
+        with pytest.raises(ModelLoadError, match=said), private_file(bytes(5000), suffix=".h5"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(folder.iterdir()) == []
