@@ -55,8 +55,12 @@ def require(module: str, needed_for: str) -> ModuleType:
     try:
         imported = importlib.import_module(module)
         found = _version_of(importlib.import_module(root))
-    except ImportError as error:
-        why = "is not installed" if _is_absent(error, root) else f"is installed and cannot be imported ({error})"
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever it is: a shared library that is missing is an OSError
+        why = f"is installed and cannot be imported ({type(error).__name__}: {error})"
+        if isinstance(error, ImportError) and _is_absent(error, root):
+            why = "is not installed"
         raise MissingDependencyError(f"{needed_for} need {wanted}, which {why}; {paste}", extra=known.extra, name=root) from error
     numbers = tuple(int(part) for part in re.findall(r"\d+", found)[: len(minimum)])
     if numbers and numbers < minimum:

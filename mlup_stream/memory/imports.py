@@ -3,7 +3,8 @@
 A model's file may be small and its framework not: importing TensorFlow takes 220 MiB of private memory before the first byte of a
 model is read, and the kernel kills a process in which that does not fit, whatever was planned for the model.
 
-The first import on a machine is judged by `_COSTS`; each one that is measured is remembered, and judges the next.
+The first import on a machine is judged by `import_costs`, measured elsewhere and with other versions, and by a margin; each
+one that is measured is remembered, and judges the next.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from mlup_stream.memory.estimate import Certainty, Estimate
+from mlup_stream.memory.import_costs import COSTS
 from mlup_stream.memory.learned import LearnedStore, LoadKey, Measured
 from mlup_stream.units import MIB
 
@@ -29,39 +31,26 @@ class _Cost(NamedTuple):
         address_mib: Private writable address space beyond that: thread stacks, buffers that were not touched.
         address_per_cpu_mib: The same for each CPU after the first: a stack of 8 MiB and a buffer of 32 MiB for each thread of
             OpenBLAS, of which NumPy and SciPy bring a copy each.
+        mapped_mib: Address space of its code and data, which lie in files.
         needs: What it imports, if it is installed.
     """
 
     private_mib: int
-    address_mib: int = 0
-    address_per_cpu_mib: int = 0
-    needs: tuple[str, ...] = ("numpy",)
+    address_mib: int
+    address_per_cpu_mib: int
+    mapped_mib: int
+    needs: tuple[str, ...]
 
 
-# What `profiling/framework_imports.py` prints, and up to 4 MiB more, for an interpreter that has imported less of the standard
-# library. Linux, Python 3.11, NumPy 2.4, scikit-learn 1.9, onnxruntime 1.32, torch 2.13 (CPU), TensorFlow 2.21, LightGBM 4.7,
-# XGBoost 3.2.
-_COSTS = {
-    "numpy": _Cost(9, 34, 40, needs=()),
-    "joblib": _Cost(9),
-    "sklearn": _Cost(63, 37, 40, needs=("numpy", "joblib")),  # with its largest family of models, the ensembles
-    "onnx": _Cost(8),
-    "onnxruntime": _Cost(9, 8),
-    "lightgbm": _Cost(1, needs=("numpy", "sklearn")),
-    "xgboost": _Cost(1, needs=("numpy", "sklearn")),
-    "safetensors": _Cost(1),
-    "gguf": _Cost(5),
-    "h5py": _Cost(4),
-    "torch": _Cost(131),
-    "tensorflow": _Cost(215, 70, needs=("numpy", "h5py")),
-    "keras": _Cost(1),
-}
+_COSTS = {library: _Cost(*row) for library, row in COSTS.items()}
 
 KNOWN = frozenset(_COSTS)
 """The libraries of which something is known before their first import."""
 
+MARGIN = 1.25
+"""How many times what the table says an import is expected to take that was not measured here."""
 _MOST_MORE = 2
-"""How many times what `_COSTS` say a measurement is believed."""
+"""How many times what the table says a measurement is believed."""
 _MOST_BLAS_THREADS = 64  # for which the wheels of NumPy and SciPy are built
 
 
@@ -98,14 +87,17 @@ def estimate_of(roots: tuple[str, ...], learned: LearnedStore) -> Estimate:
     private_bytes = sum(cost.private_mib for cost in costs) * MIB
     threads = min(_cpus(), _MOST_BLAS_THREADS) - 1
     address_bytes = sum(cost.address_mib + cost.address_per_cpu_mib * threads for cost in costs) * MIB
-    certainty, why = Certainty.CONSERVATIVE, "what importing it took with the versions that were measured"
+    mapped_bytes = address_bytes + sum(cost.mapped_mib for cost in costs) * MIB
     key = _key(roots)
     measured = learned.recall(key) if key is not None else None
-    if measured is not None:
+    if measured is None:
+        private_bytes = int(private_bytes * MARGIN)
+        certainty, why = Certainty.CONSERVATIVE, "what importing it took elsewhere, and a quarter more"
+    else:
         # What other threads took meanwhile was measured too, and what is refused is never measured again.
         private_bytes = min(measured.peak_anon_bytes, _MOST_MORE * private_bytes)
         certainty, why = Certainty.LEARNED, f"what importing it took before ({measured.loads} times)"
-    return Estimate(private_bytes, 0, private_bytes, 0, certainty, why, copy_on_write_bytes=address_bytes)
+    return Estimate(private_bytes, 0, private_bytes, 0, certainty, why, mapped_bytes, copy_on_write_bytes=address_bytes)
 
 
 def record(roots: tuple[str, ...], private_bytes: int, learned: LearnedStore) -> None:
@@ -117,7 +109,7 @@ def record(roots: tuple[str, ...], private_bytes: int, learned: LearnedStore) ->
 
 def _key(roots: tuple[str, ...]) -> LoadKey | None:
     """Under which an import is remembered: the last library's own file, which an upgrade replaces, and what came before it."""
-    origin = _origin(roots[-1])
+    origin = _origin(roots[-1]) if roots else None
     return LoadKey.of(origin, "import", " ".join(roots)) if origin is not None else None
 
 

@@ -34,6 +34,7 @@ _OUT_OF_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
     "failed to allocate",
+    "failed to map segment",
     "out of memory",
     "can't start new thread",
 )

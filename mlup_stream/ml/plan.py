@@ -5,7 +5,6 @@ Made from what the storage handed over, a few hundred bytes of the file and its 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from mlup_stream.formats.kinds import name_of
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.memory.gate import Weighed
 from mlup_stream.memory.governor import Admission, MemoryGovernor
+from mlup_stream.memory.watch import is_out_of_memory
 from mlup_stream.ml.binarization.base import BaseBinarizer, FormatBinarizer
 from mlup_stream.registry import AUTO, binarization_type_of, binarizer_class, spec_of
 
@@ -118,8 +118,12 @@ def prepare_binarizer(binarizer: type[Any], artifact: Artifact, conf: Config, go
     named = binarizer.named_modules(artifact)
     with governor.importing((*binarizer.libraries_for(options), *named), name=artifact.name):
         for module in named:
-            with contextlib.suppress(Exception):  # the load will say what cannot be imported, if it is needed at all
+            try:
                 importlib.import_module(module)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                # The load will say what cannot be imported, if it is needed at all.
         binarizer.prepare_for(options)
 
 

@@ -6,8 +6,10 @@ import importlib.util
 import io
 import os
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +17,9 @@ from child import run_child
 from limits import needs_cgroups, run_limited
 from models import by_library, need, onnx_matmuls, remove
 
+import mlup_stream
 from mlup_stream.constants import BinarizationType
-from mlup_stream.errors import MemoryBudgetExceeded
+from mlup_stream.errors import MemoryBudgetExceeded, MissingDependencyError
 from mlup_stream.formats.pickles.named_libraries import named_modules
 from mlup_stream.memory import imports
 from mlup_stream.memory.estimate import Certainty
@@ -113,7 +116,10 @@ def test_a_library_that_does_not_fit_is_refused_rather_than_killed(library: str,
 @on_linux
 @pytest.mark.parametrize("library", MARKED)
 def test_the_table_knows_what_an_import_takes(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """measured <= estimated <= measured * 1.1 + 4 MiB of private memory, and no less address space than is used."""
+    """measured <= estimated <= measured * 1.1 + 4 MiB of private memory, and no less address space than is used.
+
+    Then the margin, for versions that nobody has measured.
+    """
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"needs {library}")
     monkeypatch.syspath_prepend(PROFILING)
@@ -121,8 +127,9 @@ def test_the_table_knows_what_an_import_takes(library: str, monkeypatch: pytest.
 
     found = measure(modules_of(library))
     private_bytes, data_bytes = found["anon"], found["data"]
-    estimated_bytes, estimated_data_bytes = found["estimated_anon"], found["estimated_data"]
+    estimated_bytes, estimated_data_bytes = found["estimated_anon"] / imports.MARGIN, found["estimated_data"]
     assert private_bytes <= estimated_bytes <= private_bytes * 1.1 + 4 * MIB
+    assert found["address"] <= found["estimated_address"]
     assert data_bytes <= estimated_data_bytes + 8 * MIB  # a thread's stack
 
 
@@ -135,7 +142,48 @@ def test_what_was_measured_judges_the_next_import(tmp_path: Path) -> None:
     learned = imports.estimate_of(("numpy",), store)
     assert (learned.peak_anon_bytes, learned.certainty) == (by_table.peak_anon_bytes // 2, Certainty.LEARNED)
     imports.record(("numpy",), 50 * by_table.peak_anon_bytes, store)
-    assert imports.estimate_of(("numpy",), store).peak_anon_bytes == 2 * by_table.peak_anon_bytes
+    most_bytes = 2 * by_table.peak_anon_bytes / imports.MARGIN
+    assert imports.estimate_of(("numpy",), store).peak_anon_bytes == pytest.approx(most_bytes, abs=2)
+
+
+def test_what_is_imported_where_it_is_installed_is_weighed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """scikit-learn, LightGBM, XGBoost and TensorFlow import pandas, and that pyarrow, if they are there: 23 to 41 MiB more."""
+    installed = {"numpy", "joblib", "sklearn", "lightgbm", "tensorflow", "h5py"}
+    monkeypatch.setattr(imports, "_origin", lambda root: root if root in installed else None)
+    monkeypatch.setattr(imports, "sys", SimpleNamespace(modules={}))
+
+    def expected(library: str) -> int:
+        return imports.estimate_of(imports.to_import([library]), LearnedStore(enabled=False)).peak_anon_bytes
+
+    without = {library: expected(library) for library in ("sklearn", "lightgbm", "tensorflow")}
+    installed |= {"pandas", "pyarrow", "matplotlib"}
+    for library, before_bytes in without.items():
+        assert "pandas" in imports.to_import([library])
+        assert 30 * MIB <= expected(library) - before_bytes <= 80 * MIB
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "words"),
+    [
+        ("OSError('libgomp.so.1: cannot open shared object file')", MissingDependencyError, "OSError: libgomp"),
+        ("AttributeError('__doc__')", MissingDependencyError, "cannot be imported"),
+        ("ImportError('lib.so: failed to map segment from shared object')", MemoryBudgetExceeded, "an allocation failed"),
+        ("MemoryError()", MemoryBudgetExceeded, "an allocation failed"),
+    ],
+)
+def test_an_import_that_fails_is_told_by_its_reason(
+    raised: str, expected: type[Exception], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shared library that is missing is a dependency that is; one that found no room in memory is not."""
+    for name in [each for each in sys.modules if each.partition(".")[0] == "lightgbm"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "lightgbm").mkdir()
+    (tmp_path / "lightgbm" / "__init__.py").write_text(f"raise {raised}")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "m.txt"
+    path.write_bytes(b"tree\nversion=v4\n")
+    with pytest.raises(expected, match=words):
+        mlup_stream.load(path, binarization_type="lightgbm")
 
 
 @on_linux
@@ -157,7 +205,7 @@ def test_an_import_is_remembered_and_is_no_part_of_a_budget(tmp_path: Path) -> N
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "MLUP_STREAM_LEARNED": "1"}
     first, second = (run_child(code, path=str(path), environment=environment) for _ in range(2))
     assert [first[:2], second[:2]] == [["RandomForestClassifier", "conservative"], ["RandomForestClassifier", "learned"]]
-    assert abs(second[2] - first[2]) <= 16 * MIB
+    assert abs(second[2] - first[2] / imports.MARGIN) <= 16 * MIB
 
 
 def test_an_import_that_runs_out_of_memory_is_the_typed_error() -> None:
