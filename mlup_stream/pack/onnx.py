@@ -69,8 +69,12 @@ def pack_onnx(view: View, destination: Destination) -> Gain:
         layout = walk(source)
         weights = _weights(name, layout)
         if not weights:
+            found = ", ".join(_why_they_stay(list(layout.tensors))) or "none"
             least = format_bytes(MIN_PAYLOAD_BYTES)
-            raise PackError(f"{name}: expected tensors of {least} and more, found none: nothing to gain", path=name)
+            raise PackError(
+                f"{name}: expected tensors of {least} and more that may lie in another file, found {found}: nothing to gain",
+                path=name,
+            )
         files = {each.path: stack.enter_context(_opened(each.path)) for each in weights if each.path != name}
         sources = {name: source, **files}
         destination.refuse_same(files)

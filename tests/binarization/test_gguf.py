@@ -133,6 +133,33 @@ def test_quantised_tensors_become_floats(path: Path) -> None:
     assert "llama" in repr(model)
 
 
+@pytest.mark.parametrize("endian", [gguf.GGUFEndian.LITTLE, gguf.GGUFEndian.BIG])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i2", "i4", "i8"])
+def test_plain_tensors_become_floats(tmp_path: Path, dtype: str, endian: Any) -> None:
+    """Whole numbers and doubles too, which the library refuses, in either byte order; the model's own array stays as it is."""
+    values = numpy.arange(-3, 3).astype(dtype)
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "test", endianess=endian)
+    writer.add_tensor("w", values.copy())
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        write()
+    model = load(Given(path=tmp_path / "m.gguf"))
+    found = model.dequantize("w")
+    assert found.dtype == numpy.float32
+    assert found.tolist() == values.tolist()
+    found[:] = 0
+    assert model["w"].tolist() == values.tolist()
+
+
+def test_what_cannot_become_floats_is_a_typed_error() -> None:
+    """A type that the library cannot unpack, and one that it does not know, are named."""
+    model = GgufModel({}, {"old": "Q8_K", "new": "Q77"}, dict.fromkeys(("old", "new"), numpy.zeros((1, 292), "u1")))
+    for name, kind in model.types.items():
+        with pytest.raises(ModelBinarizationError, match=f"{name!r} is of type {kind}"):
+            model.dequantize(name)
+    with pytest.raises(KeyError):
+        model.dequantize("nothing")
+
+
 def test_the_table_of_types_is_the_librarys() -> None:
     """Every type that the installed library knows has the same name and block here."""
     for kind in gguf.GGMLQuantizationType:

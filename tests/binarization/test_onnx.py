@@ -22,6 +22,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
 from onnx import TensorProto, helper  # noqa: E402  # after what decides whether to be here
 from onnx_models import BUILDERS, WIDTH, build, rows, write_external  # noqa: E402
 
+import mlup_stream as mlup  # noqa: E402
 from mlup_stream.constants import Delivery, LoadedFile, Optimize  # noqa: E402
 from mlup_stream.errors import (  # noqa: E402
     ConfigError,
@@ -252,6 +253,73 @@ def test_missing_short_and_stray_external_data(tmp_path: Path, delivery: Deliver
         path.write_bytes(model.SerializeToString())
         with pytest.raises(ModelBinarizationError, match="files beside it"):
             load(Given(path=path, delivery=delivery))
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
+def test_names_that_step_into_a_folder_and_out_again(tmp_path: Path, delivery: Delivery, nothing_left: None) -> None:
+    """`x/../w.bin` is the file beside the model, as for the library, if `x` is a folder; a link there leads anywhere."""
+    folder = tmp_path / "model"
+    (folder / "x" / "y").mkdir(parents=True)
+    path = write_external(folder / "m.onnx")
+    expected = plain(path).run(None, {"x": rows()})[0]
+
+    def load_named(location: str) -> Any:
+        model = onnx.load(path, load_external_data=False)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                entry.value = location if entry.key == "location" else entry.value
+        path.write_bytes(model.SerializeToString())
+        return load(Given(path=path, delivery=delivery)).predict(rows())[0]
+
+    for location in ("./m.onnx.data", "x/../m.onnx.data", "x/y/../.././m.onnx.data"):
+        assert numpy.array_equal(load_named(location), expected), location
+    (tmp_path / "m.onnx.data").write_bytes((folder / "m.onnx.data").read_bytes())
+    (folder / "link").symlink_to(folder / "x" / "y")
+    for location in ("x/../../m.onnx.data", "nothing/../m.onnx.data", "link/../../m.onnx.data", "link/../m.onnx.data"):
+        with pytest.raises(ModelBinarizationError, match="files beside it"):
+            load_named(location)
+
+
+PROVIDER, SETTINGS = "CPUExecutionProvider", {"use_arena": "0"}
+
+
+@pytest.mark.parametrize(
+    ("providers", "wanted"),
+    [
+        (PROVIDER, PROVIDER),
+        ([PROVIDER], PROVIDER),
+        ([[PROVIDER]], PROVIDER),
+        ([(PROVIDER, SETTINGS)], (PROVIDER, SETTINGS)),
+        ([[PROVIDER, SETTINGS]], (PROVIDER, SETTINGS)),
+        ({PROVIDER: SETTINGS}, (PROVIDER, SETTINGS)),
+    ],
+    ids=str,
+)
+def test_providers_may_be_what_a_file_of_settings_has(
+    tmp_path: Path, providers: Any, wanted: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Lists for tuples, as YAML and JSON have them, reach onnxruntime as tuples; it does not fall back to the CPU in silence."""
+    asked: list[Any] = []
+    made = onnxruntime.InferenceSession.__init__
+
+    def note(self: Any, *given: Any, **named: Any) -> None:
+        asked.append(named["providers"])
+        made(self, *given, **named)
+
+    path = build(tmp_path / "m.onnx")
+    conf = mlup.Config(
+        storage_type="disk", storage_kwargs={"path_to_files": str(path)}, binarization_kwargs={"providers": providers}
+    )
+    up = mlup.UP(conf=conf)
+    up.to_yaml(tmp_path / "up.yaml")
+    up.to_json(tmp_path / "up.json")
+    InferenceSessionBinarizer.prepare()
+    monkeypatch.setattr(onnxruntime.InferenceSession, "__init__", note)
+    for again in (up, mlup.UP.load_from_yaml(tmp_path / "up.yaml", False), mlup.UP.load_from_json(tmp_path / "up.json", False)):
+        again.ml.load()
+        assert again.ml.model_obj.get_providers() == [PROVIDER]
+    assert asked == [[wanted]] * 3
+    assert "EP Error" not in capfd.readouterr().out
 
 
 def test_offsets_that_are_no_numbers(tmp_path: Path) -> None:

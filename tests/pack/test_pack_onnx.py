@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from limits import needs_cgroups, run_limited
 from models import onnx_matmuls
+from onnx_models import build
 
 import mlup_stream as mlup
 from mlup_stream.errors import CorruptModelError, ModelNotFoundError, PackError
@@ -198,6 +199,13 @@ def test_a_model_without_weights_has_nothing_to_gain(tmp_path: Path) -> None:
     with pytest.raises(PackError, match="nothing to gain"):
         pack(tmp_path / "m.onnx", tmp_path / "packed.onnx")
     assert os.listdir(tmp_path) == ["m.onnx"]
+
+
+@pytest.mark.parametrize("where", ["branches", "loops", "function_bodies"])
+def test_what_stays_inside_is_not_overlooked(tmp_path: Path, where: str) -> None:
+    """A model that has all its weights in graphs within others, or in functions, is told that, and not that it has none."""
+    with pytest.raises(PackError, match=r"found \d+\.0 KiB stay in the model: in a graph within another, or a function: nothing"):
+        pack(build(tmp_path / "m.onnx", where), tmp_path / "packed.onnx")
 
 
 def test_a_model_that_cannot_be_asked_is_packed_all_the_same(tmp_path: Path) -> None:

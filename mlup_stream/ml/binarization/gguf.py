@@ -24,7 +24,7 @@ from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.reader import open_buffer
 from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
-from mlup_stream.errors import CorruptModelError, LoadError
+from mlup_stream.errors import CorruptModelError, LoadError, ModelBinarizationError
 from mlup_stream.extras import require
 from mlup_stream.formats.arrays.gguf import SPLIT_TENSORS, Header, Tensor, read_header, split_paths
 from mlup_stream.formats.kinds import Format
@@ -66,10 +66,25 @@ class GgufModel(Mapping[str, Any]):
         return f"<GgufModel {name!r}: {len(self)} tensors, {len(self.metadata)} metadata entries>"
 
     def dequantize(self, name: str) -> Any:
-        """The tensor as float32, in memory of its own: 4 bytes for each item."""
+        """The tensor as float32, in memory of its own: 4 bytes for each item; whole numbers and doubles are rounded.
+
+        Raises:
+            KeyError: There is no such tensor.
+            ModelBinarizationError: The gguf that is installed does not know how its type is packed.
+        """
+        kind = self.types[name]
+        if kind in _ITEMS:
+            return self._arrays[name].astype("f4")
         gguf = require("gguf", "GGUF models")
-        kind = gguf.GGMLQuantizationType[self.types[name]]
-        return require("gguf.quants", "GGUF models").dequantize(self._arrays[name], kind)
+        quants = require("gguf.quants", "GGUF models")
+        try:
+            return quants.dequantize(self._arrays[name], gguf.GGMLQuantizationType[kind])
+        except (KeyError, NotImplementedError) as error:
+            raise ModelBinarizationError(
+                f"{name!r} is of type {kind}, which the gguf that is installed cannot turn into floats; install a newer one, or"
+                " take its blocks as they are",
+                format=Format.GGUF.value,
+            ) from error
 
 
 class GgufBinarizer(FormatBinarizer):

@@ -70,8 +70,10 @@ def check_external_files(layout: Layout, folder: str, path: str) -> None:
 
 
 def _opened(location: str, folder: str, artifact: Artifact) -> Artifact:
-    name, pure = artifact.name, PurePath(location)
-    if not location or "\0" in location or pure.is_absolute() or ".." in pure.parts:
+    # `x/../w.bin` is `w.bin` if `x` is a folder there, and if it is a link it may be anything.
+    name, inside = artifact.name, os.path.normpath(location)
+    leads_out = os.path.isabs(location) or inside.split(os.sep)[0] == os.pardir
+    if not location or "\0" in location or leads_out or not _are_folders(folder, location):
         raise ModelBinarizationError(
             f"{name}: expected its weights in files beside it, found the name {location!r}; save the model anew, with external"
             " data in its own folder",
@@ -79,11 +81,19 @@ def _opened(location: str, folder: str, artifact: Artifact) -> Artifact:
             format="onnx",
         )
     try:
-        return artifact.beside(os.path.join(folder, location))
+        return artifact.beside(os.path.join(folder, inside))
     except ModelNotFoundError as error:
         raise ModelNotFoundError(
             f"{name}: its weights lie in {location!r}, which is not there ({error}); copy it beside the model", path=name
         ) from error
+
+
+def _are_folders(folder: str, location: str) -> bool:
+    """Whether the name steps out of folders alone, so that without these steps it is the same file's."""
+    parts = PurePath(location).parts
+    last = max((index for index, part in enumerate(parts) if part == os.pardir), default=0)
+    into = [os.path.join(folder, *parts[:index]) for index in range(1, last + 1)]
+    return all(os.path.isdir(each) and not os.path.islink(each) for each in into)
 
 
 def _number(text: str | None, missing: int, tensor: str, name: str) -> int:

@@ -37,7 +37,13 @@ from mlup_stream.ml.binarization.onnx_runtime.messages import plain_words
 from mlup_stream.ml.binarization.onnx_runtime.pinned_name import Names, own_names, pinned_names
 from mlup_stream.ml.binarization.onnx_runtime.placement import NewMaps, Placed, placement_of
 from mlup_stream.ml.binarization.onnx_runtime.policy import Policy, policy_for
-from mlup_stream.ml.binarization.onnx_runtime.session import PredictSession, config_entry, configured, session_options
+from mlup_stream.ml.binarization.onnx_runtime.session import (
+    PredictSession,
+    as_providers,
+    config_entry,
+    configured,
+    session_options,
+)
 from mlup_stream.units import MIB
 
 __all__ = ["Opener"]
@@ -85,7 +91,7 @@ class Opener:
         self._kind = kind
         self._source = source
         self._artifact = artifact
-        self._keywords = dict(terms.options)
+        self._keywords = {**terms.options, "providers": as_providers(terms.options.get("providers"))}
         self._options = session_options(terms.options.get("sess_options"))
         self._users_own = self._options is terms.options.get("sess_options")
         self._layout = layout

@@ -14,7 +14,15 @@ import onnxruntime
 
 from mlup_stream.errors import ConfigError, ModelBinarizationError
 
-__all__ = ["PredictSession", "PredictSessionFullReturn", "config_entry", "configured", "session_options", "start_runtime"]
+__all__ = [
+    "PredictSession",
+    "PredictSessionFullReturn",
+    "as_providers",
+    "config_entry",
+    "configured",
+    "session_options",
+    "start_runtime",
+]
 
 
 class PredictSession(onnxruntime.InferenceSession):  # type: ignore[misc]  # onnxruntime has no type information
@@ -85,6 +93,24 @@ def session_options(given: Any) -> Any:
         except (AttributeError, KeyError, TypeError) as error:
             raise _not_valid({name: value}, f"a value such as {getattr(options, name)!r}") from error
     return options
+
+
+def as_providers(given: Any) -> Any:
+    """The providers as onnxruntime takes them: names, and tuples of a name and its options.
+
+    A file of settings has lists for tuples. onnxruntime takes no list there, says so on the terminal, and goes on with the CPU.
+    """
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, Mapping):
+        return list(given.items())
+    return given if given is None else [_provider(each) for each in given]
+
+
+def _provider(given: Any) -> Any:
+    if isinstance(given, list):
+        return tuple(given) if len(given) == 2 else given[0] if len(given) == 1 else given
+    return given
 
 
 def _of_enum(current: Any, value: Any) -> Any:
