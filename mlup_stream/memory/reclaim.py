@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import sys
 from collections.abc import Callable
 from typing import Any
 
+from mlup_stream.memory import allocator
 from mlup_stream.memory.meter import rss_bytes
 
 __all__ = ["ReclaimStep", "fallen_bytes", "give_back", "promotions", "trim_allocator"]
@@ -58,7 +58,7 @@ def give_back(*releases: Callable[[], tuple[str, ...]], promotions_before: int |
     Returns:
         One `ReclaimStep` for each of the three, in this order.
     """
-    trim = _find_trim()  # before anything is measured: finding it costs memory once
+    trim = allocator.find_trim()  # before anything is measured: finding it costs memory once
     steps: list[ReclaimStep] = []
     before_bytes = rss_bytes()
 
@@ -75,8 +75,8 @@ def give_back(*releases: Callable[[], tuple[str, ...]], promotions_before: int |
     gc.collect(_OLDEST if promotions_before is None or promotions() > promotions_before else _SECOND)
     done("collector run")
     if trim is not None:
-        trim(0)
-    done("allocator trimmed", () if trim is not None else ("the allocator: this C library has no malloc_trim",))
+        trim()
+    done("allocator trimmed", () if trim is not None else (f"the allocator ({allocator.name()}), which may keep what is freed",))
     return tuple(steps)
 
 
@@ -86,10 +86,10 @@ def fallen_bytes(before_bytes: int | None, after_bytes: int | None) -> int:
 
 
 def trim_allocator() -> None:
-    """Lets the C library return free pages, also from inside its heap; does nothing where it cannot. Takes 0.1 to 10 ms."""
-    trim = _find_trim()
+    """Lets the allocator return free pages, also from inside its heap; does nothing where it cannot. Takes 0.1 to 10 ms."""
+    trim = allocator.find_trim()
     if trim is not None:
-        trim(0)
+        trim()
 
 
 def _released(release: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
@@ -97,12 +97,3 @@ def _released(release: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
         return tuple(release())
     except Exception as error:
         return (f"{getattr(release, '__qualname__', release)}, which failed ({type(error).__name__}: {error})",)
-
-
-def _find_trim() -> Callable[[int], Any] | None:
-    """glibc's `malloc_trim`, which returns free pages from inside the heap too; None in other C libraries."""
-    if not sys.platform.startswith("linux"):
-        return None
-    import ctypes  # 2 MiB that only the one who gives back pays
-
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
