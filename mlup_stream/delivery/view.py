@@ -140,7 +140,8 @@ class View:
         last = stop if stop >= self.size_bytes else stop // mmap.PAGESIZE * mmap.PAGESIZE
         mapped = self._buffers[writable].obj
         if last > first and isinstance(mapped, mmap.mmap):
-            mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+            with contextlib.suppress(OSError):  # a filter of system calls
+                mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def prefault(self, parts: Sequence[tuple[int, int]] | None = None) -> None:
         """Brings the file into the page cache and into the maps that are in use: the first prediction waits for nothing.

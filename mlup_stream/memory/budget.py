@@ -189,7 +189,10 @@ def _host_limits(root: str) -> Iterator[Limit]:
     else:
         import psutil
 
-        memory = psutil.virtual_memory()
+        try:
+            memory = psutil.virtual_memory()
+        except (psutil.Error, OSError, RuntimeError):
+            return  # a /proc with nothing but processes in it (`subset=pid`)
         yield Limit("host memory", "psutil.virtual_memory()", memory.total, memory.total - memory.available, shared=True)
     if read_file(os.path.join(root, "proc/sys/vm/overcommit_memory")).strip() == b"2":
         limit, promised = number_after(meminfo, b"CommitLimit:"), number_after(meminfo, b"Committed_AS:")

@@ -29,7 +29,8 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 class _Version(NamedTuple):
     limits: tuple[tuple[str, str], ...]  # the file with the limit, the file with its use
-    reclaimable: tuple[bytes, ...]  # in memory.stat: page cache that is given up under pressure; shared memory is not among it
+    # In memory.stat, what is given up under pressure: page cache, of which shared memory is no part, and the names of files.
+    reclaimable: tuple[bytes, ...]
 
 
 _VERSIONS = {
@@ -43,7 +44,7 @@ _VERSIONS = {
     ),
     2: _Version(
         (("memory.max", "memory.current"), ("memory.high", "memory.current")),
-        (b"active_file ", b"inactive_file "),
+        (b"active_file ", b"inactive_file ", b"slab_reclaimable "),
     ),
 }
 
@@ -162,9 +163,12 @@ def _unescaped(field: bytes) -> str:
 
 
 def _folders(mounts: list[_Mount], path: str, root: str) -> tuple[str, ...]:
-    """The folders of the group `path` and of its ancestors up to the mount point; that alone if the path leads elsewhere."""
+    """The folders of the group `path` and of its ancestors up to the mount point; that alone if the path leads elsewhere.
+
+    A mount whose root lies out of this namespace is somebody else's view, and taken only if there is no other.
+    """
     found: tuple[str, ...] = ()
-    for mount in mounts:
+    for mount in sorted(mounts, key=lambda each: ".." in each.root.split("/")):
         point = os.path.join(root, mount.point.lstrip("/")).rstrip("/")
         relative = _below(path, mount.root)
         steps = relative.split("/") if relative else []

@@ -10,7 +10,7 @@ from typing import Any
 from mlup_stream.errors import MemoryBudgetExceeded
 from mlup_stream.memory.budget import Available
 from mlup_stream.memory.estimate import Certainty, Estimate
-from mlup_stream.memory.limit import Counts, Limit
+from mlup_stream.memory.limit import Limit
 from mlup_stream.units import KIB, MIB, format_bytes
 
 __all__ = ["Choice", "Weighed", "admit", "admit_import", "overhead_bytes", "weigh"]
@@ -19,14 +19,20 @@ _WORST_GROWTH = 10
 """How many times its size a load was seen to take (a pickle of small objects): with that much room nobody needs a warning."""
 
 
-def overhead_bytes(estimate: Estimate) -> int:
+_MOST_CPUS = 8
+"""How many CPUs' stocks are counted: the kernel takes them back before it kills, and a container may run on a few of 256."""
+
+
+def overhead_bytes(estimate: Estimate, *, shared: bool = True) -> int:
     """What the kernel and the allocator charge on top of a load's own pages.
 
-    Page tables, 8 bytes for each page of 4 KiB, mapped or private; the pages that each CPU charges ahead (64 of 4 KiB); and
-    2 MiB for what the interpreter takes meanwhile: the report, frames, the free ends of the allocator's arenas.
+    Page tables, 8 bytes for each page of 4 KiB, mapped or private; against a limit that is `shared`, the pages that each CPU
+    charges ahead (64 of 4 KiB); and 2 MiB for what the interpreter takes meanwhile: the report, frames, the free ends of the
+    allocator's arenas.
     """
     page_tables_bytes = (estimate.peak_anon_bytes + estimate.mapped_bytes) // 512
-    return page_tables_bytes + 64 * 4 * KIB * (os.cpu_count() or 1) + 2 * MIB
+    stocks_bytes = 64 * 4 * KIB * min(os.cpu_count() or 1, _MOST_CPUS) if shared else 0
+    return page_tables_bytes + stocks_bytes + 2 * MIB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +122,9 @@ def _weigh(delivery: str, estimate: Estimate | None, room: Available) -> Weighed
     if estimate is None or not room.limits:
         needed_bytes = None if estimate is None else estimate.peak_anon_bytes + overhead_bytes(estimate)
         return Weighed(delivery, estimate, room.tightest, needed_bytes, room.bytes)
-    needs = {counts: estimate.needed_bytes(counts) + overhead_bytes(estimate) for counts in Counts}
-    limit = min(room.limits, key=lambda each: each.available_bytes - needs[each.counts])
-    return Weighed(delivery, estimate, limit, needs[limit.counts], limit.available_bytes)
+    needs = [estimate.needed_bytes(limit.counts) + overhead_bytes(estimate, shared=limit.shared) for limit in room.limits]
+    needed_bytes, limit = min(zip(needs, room.limits, strict=True), key=lambda each: each[1].available_bytes - each[0])
+    return Weighed(delivery, estimate, limit, needed_bytes, limit.available_bytes)
 
 
 def admit(

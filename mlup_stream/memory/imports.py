@@ -117,4 +117,7 @@ def _cpus() -> int:
     said = os.environ.get("OPENBLAS_NUM_THREADS", "")
     if said.isdigit() and int(said) > 0:
         return int(said)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # another system, or a filter of system calls
+        return os.cpu_count() or 1

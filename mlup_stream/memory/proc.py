@@ -97,7 +97,10 @@ def anon_growth_limit_bytes() -> int | None:
         return None
     import resource
 
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    try:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+    except OSError:  # a filter of system calls
+        return None
     huge_bytes, small_sizes = _sizes_of_huge_pages()
     limit = (usage.ru_minflt + usage.ru_majflt) * mmap.PAGESIZE
     limit += sum(number_after(vmstat, name) or 0 for name in _HUGE_PAGE_COUNTERS) * huge_bytes

@@ -33,13 +33,28 @@ def rlimits() -> Iterator[Limit]:
 
     used: dict[str, int] | None = None
     for name, command, use_name, counts in _KINDS:
-        soft_bytes = resource.getrlimit(getattr(resource, name))[0]
+        try:
+            soft_bytes = resource.getrlimit(getattr(resource, name))[0]
+        except OSError:  # a filter of system calls
+            continue
         if name == "RLIMIT_DATA" and _hard_limits.in_force:
             soft_bytes = _hard_limits.before_bytes  # ours is no limit of the system's
         if soft_bytes == resource.RLIM_INFINITY:
             continue
         used = status() if used is None else used
         yield Limit(name, f"setrlimit, {command}", soft_bytes, used.get(use_name, 0), counts)
+
+
+def _soft_data_bytes() -> int | None:
+    """RLIMIT_DATA; None where it does not count maps, or a filter of system calls keeps it from this process."""
+    if not sys.platform.startswith("linux"):
+        return None
+    import resource
+
+    try:
+        return resource.getrlimit(resource.RLIMIT_DATA)[0]
+    except OSError:
+        return None
 
 
 class _HardLimits:
@@ -56,7 +71,6 @@ class _HardLimits:
         hard_bytes = resource.getrlimit(resource.RLIMIT_DATA)[1]
         bounds = [bound for bound in (self.before_bytes, *self.in_force) if bound != resource.RLIM_INFINITY]
         resource.setrlimit(resource.RLIMIT_DATA, (min(bounds) if bounds else resource.RLIM_INFINITY, hard_bytes))
-
 
     def leave_to_parent(self) -> None:
         """In a child that was forked meanwhile: the load is its parent's, and so is the limit."""
@@ -83,7 +97,7 @@ def guard_of(estimate: Estimate | None, size_bytes: int | None, room_bytes: int 
         room_bytes: What is left; None if nothing limits it.
     """
     sure = estimate is not None and estimate.certainty is not Certainty.UNKNOWN
-    if room_bytes is None or sure or not sys.platform.startswith("linux"):
+    if room_bytes is None or sure or _soft_data_bytes() is None:
         return None
     # A copy-on-write map of the file is counted, though it takes no memory before it is written to.
     mapped_bytes = (size_bytes or 0) if estimate is None else estimate.copy_on_write_bytes
@@ -108,14 +122,20 @@ def hard_limit(more_bytes: int) -> Iterator[Limit]:
             value="hard",
             allowed=("soft",),
         )
-    import resource
-
     limits = _hard_limits
     with limits.lock:
+        soft_bytes = _soft_data_bytes()
+        if soft_bytes is None:
+            raise ConfigError(
+                "memory_limit: 'hard' needs RLIMIT_DATA, which a filter of system calls keeps from this process; use 'soft'",
+                field="memory_limit",
+                value="hard",
+                allowed=("soft",),
+            )
         used_bytes = status().get("VmData", 0)
         limit_bytes = used_bytes + max(0, more_bytes)
         if not limits.in_force:
-            limits.before_bytes = resource.getrlimit(resource.RLIMIT_DATA)[0]
+            limits.before_bytes = soft_bytes
         limits.in_force.append(limit_bytes)
         limits.apply()
     try:

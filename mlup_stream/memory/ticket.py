@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from mlup_stream.errors import LoadTicketTimeout, MemoryBudgetExceeded
+from mlup_stream.errors import LoadTicketTimeout, MemoryBudgetExceeded, ModelLoadError
 from mlup_stream.memory.proc import number_after, read_file
 from mlup_stream.units import format_bytes
 
@@ -194,9 +194,13 @@ def _own_folder() -> str:
     import tempfile
 
     user = os.getuid() if hasattr(os, "getuid") else ""
-    folder = os.path.join(tempfile.gettempdir(), f"mlup-stream-tickets-{user}")
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    status = os.lstat(folder)
+    remedy = "set TMPDIR to a folder that this user can write to, or load without memory_ticket"
+    try:
+        folder = os.path.join(tempfile.gettempdir(), f"mlup-stream-tickets-{user}")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        status = os.lstat(folder)
+    except OSError as error:
+        raise ModelLoadError(f"memory_ticket: expected a folder for the tickets, found none ({error}); {remedy}") from error
     if hasattr(os, "getuid") and (not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid()):
-        raise PermissionError(f"{folder}: expected a folder of this user's own, found somebody else's; remove it, or set TMPDIR")
+        raise ModelLoadError(f"{folder}: expected a folder of this user's own, found somebody else's; remove it, or {remedy}")
     return folder

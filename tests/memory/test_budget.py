@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,40 @@ def test_without_proc_the_host_is_asked_through_psutil(tmp_path: Path) -> None:
     hosts = [limit for limit in room.limits if limit.name == "host memory"]
     assert [limit.limit_bytes for limit in hosts] == [psutil.virtual_memory().total]
     assert hosts[0].where == "psutil.virtual_memory()"
+
+
+def test_a_proc_with_nothing_but_processes_in_it_has_one_limit_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `subset=pid` there is no /proc/meminfo for psutil either: what is not known is left out."""
+    import psutil
+
+    def no_meminfo() -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
+
+    monkeypatch.setattr(psutil, "virtual_memory", no_meminfo)
+    assert [limit.name for limit in available(root=str(tmp_path)).limits if limit.name == "host memory"] == []
+
+
+def test_system_calls_that_are_filtered_leave_their_figure_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's seccomp profile that answers EPERM: no limit of the process, no count of page faults, all CPUs, no guard."""
+    import resource
+
+    from mlup_stream.errors import ConfigError
+    from mlup_stream.memory import imports, proc
+    from mlup_stream.memory.rlimit import guard_of, hard_limit, rlimits
+
+    def filtered(*arguments: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(resource, "getrlimit", filtered)
+    monkeypatch.setattr(resource, "getrusage", filtered)
+    monkeypatch.setattr("os.sched_getaffinity", filtered, raising=False)
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    assert list(rlimits()) == []
+    assert proc.anon_growth_limit_bytes() is None
+    assert imports._cpus() == os.cpu_count()
+    assert guard_of(None, 1, 100 * MIB) is None
+    with pytest.raises(ConfigError, match="use 'soft'"), hard_limit(100 * MIB):
+        pass
 
 
 def test_what_others_will_take_is_taken_from_shared_limits_only() -> None:

@@ -119,6 +119,24 @@ def test_v2_a_mount_from_above_the_namespace(tree: Tree) -> None:
     assert tree.figures() == [("memory.max", "/sys/fs/cgroup", 700, 10)]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_v2_the_hosts_tree_mounted_beside_ones_own(tree: Tree, order: int) -> None:
+    """A tool's mount of the host's tree in a container (`/../../..`) tells nothing of it, whether it comes first or last."""
+    mounts = [V2_MOUNT.format(root="/../../..", point="/host/cgroup"), V2_MOUNT.format(root="/", point="/sys/fs/cgroup")]
+    tree.proc("0::/\n", *mounts[::order])
+    tree.group("/host/cgroup", cgroup__procs="")
+    tree.group("/sys/fs/cgroup", memory__max=256 * MIB, memory__current=10 * MIB)
+    assert tree.figures() == [("memory.max", "/sys/fs/cgroup", 256, 10)]
+
+
+def test_v2_names_of_files_are_given_up_like_their_pages(tree: Tree) -> None:
+    """200 MiB of dentries, as after many lookups of files that are not there, are no reason to refuse a load."""
+    tree.proc("0::/\n", V2_MOUNT.format(root="/", point="/sys/fs/cgroup"))
+    statistics = stat_v2(4, 0) + f"\nslab_reclaimable {200 * MIB}\nslab_unreclaimable {7 * MIB}\n"
+    tree.group("/sys/fs/cgroup", memory__max=420 * MIB, memory__current=300 * MIB, memory__stat=statistics)
+    assert tree.figures() == [("memory.max", "/sys/fs/cgroup", 420, 96)]
+
+
 def test_v2_a_process_outside_of_its_namespace(tree: Tree) -> None:
     """A path that leads out of the namespace (`/../other`) is never joined to the mount point."""
     tree.proc("0::/../other\n", V2_MOUNT.format(root="/", point="/sys/fs/cgroup"))

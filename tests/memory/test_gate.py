@@ -85,7 +85,7 @@ def test_a_cheaper_delivery_is_looked_for_first() -> None:
 
 def test_what_does_not_fit_is_refused_with_everything_one_needs_to_know() -> None:
     """Needed, available, the limit and where it is set, and how large it would have to be; also after a trip through pickle."""
-    needed = 100 * MIB + overhead_bytes(private(100 * MIB))
+    needed = 100 * MIB + overhead_bytes(private(100 * MIB), shared=False)
     with pytest.raises(MemoryBudgetExceeded) as refused:
         admit({"path": private(100 * MIB), "bytes": private(200 * MIB)}, room_of(64 * MIB), name="model.pkl")
     error = pickle.loads(pickle.dumps(refused.value))
@@ -189,6 +189,16 @@ def test_nothing_to_choose_from_is_the_callers_mistake() -> None:
         admit({}, room_of(GIB))
     with pytest.raises(ValueError, match="nothing to choose from"):
         admit({"path": None}, room_of(GIB), asked="view")
+
+
+@pytest.mark.parametrize("cpus", [128, 256])
+def test_the_hosts_cpus_are_not_a_small_containers(cpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each CPU charges ahead is taken back before anybody is killed: 2 MiB at most, and none of it from one's own budget."""
+    monkeypatch.setattr("os.cpu_count", lambda: cpus)
+    need = private(5 * MIB)
+    assert overhead_bytes(need) - overhead_bytes(need, shared=False) == 2 * MIB
+    own = Available.of([Limit("memory_budget", "a setting", 8 * MIB, 0)])
+    assert weigh({"path": need}, own)[0].fits
 
 
 def test_page_tables_are_part_of_the_need() -> None:

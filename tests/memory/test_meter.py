@@ -12,7 +12,7 @@ import pytest
 from child import run_child
 
 from mlup_stream.memory import meter, proc
-from mlup_stream.memory.meter import PeakMeter, snapshot
+from mlup_stream.memory.meter import PeakMeter, Snapshot, snapshot
 from mlup_stream.units import KIB, MIB
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the figures of Linux")
@@ -301,6 +301,21 @@ def test_psutil_8_is_asked_for_the_footprint_and_psutil_7_for_the_full_info(monk
     assert snapshot(detailed=True).pss_bytes == 1 * MIB
 
 
+def test_another_pid_namespaces_proc_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RSS is that of /proc/self, whatever is there under this process's number; where neither can be read it is unknown."""
+    import psutil
+
+    def nobody() -> None:
+        raise psutil.NoSuchProcess(1)
+
+    monkeypatch.setattr(meter, "_this_process", nobody)
+    now = snapshot()
+    assert now.rss_bytes == pytest.approx(proc.status()["VmRSS"], abs=MIB)
+    monkeypatch.setattr(proc, "status", dict)
+    assert (snapshot(), meter.rss_bytes(), meter.private_bytes()) == (Snapshot(), None, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_has_meters_of_its_own() -> None:
     """A child that is forked while a meter runs, or while another thread holds the lock, can measure; its parent goes on."""
     assert run_child(

@@ -203,7 +203,18 @@ def test_the_folder_is_this_users_own(tmp_path: Path, monkeypatch: pytest.Monkey
     assert parent.stat().st_mode & 0o077 == 0
     parent.rmdir()
     parent.symlink_to(tmp_path)
-    with pytest.raises(PermissionError, match="somebody else"):
+    with pytest.raises(ModelLoadError, match="somebody else"):
+        TicketOffice()
+    parent.unlink()
+    parent.write_bytes(b"")
+    with pytest.raises(ModelLoadError, match="set TMPDIR"):
+        TicketOffice()
+
+    def no_folder() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", no_folder)
+    with pytest.raises(ModelLoadError, match="memory_ticket: expected a folder"):
         TicketOffice()
 
 

@@ -173,8 +173,19 @@ def start_runtime() -> None:
     """Opens a session over the smallest model, once in a process.
 
     onnxruntime makes what all sessions share with the first of them, and maps 9 MiB of its own code: no part of any model.
+
+    Raises:
+        ModelBinarizationError: It could not start its threads.
     """
-    onnxruntime.InferenceSession(_SMALLEST_MODEL, providers=["CPUExecutionProvider"])
+    try:
+        onnxruntime.InferenceSession(_SMALLEST_MODEL, providers=["CPUExecutionProvider"])
+    except RuntimeError as error:
+        if "thread" not in str(error):
+            raise
+        raise ModelBinarizationError(
+            f"onnxruntime could not start its threads ({str(error).splitlines()[0]}); the limit on processes and threads is"
+            " reached (pids.max of the control group, or ulimit -u): raise it"
+        ) from error
 
 
 _DEFAULT_SEVERITY = onnxruntime.SessionOptions().log_severity_level

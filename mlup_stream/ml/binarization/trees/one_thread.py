@@ -26,10 +26,11 @@ def one_processor() -> Iterator[None]:
     For XGBoost, which asks for nothing else when it builds trees. Other threads are not affected. Elsewhere than on Linux it does
     nothing.
     """
-    if not hasattr(os, "sched_setaffinity"):
+    try:
+        processors = os.sched_getaffinity(0)
+    except (AttributeError, OSError):  # another system, or a filter of system calls
         yield
         return
-    processors = os.sched_getaffinity(0)
     try:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, {min(processors)})
