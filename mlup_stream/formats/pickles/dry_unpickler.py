@@ -12,7 +12,11 @@ import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-__all__ = ["ArrayState", "DryUnpickler", "Inert"]
+__all__ = ["ArrayState", "CannotFollow", "DryUnpickler", "Inert"]
+
+
+class CannotFollow(Exception):
+    """The stand-ins do not know how it goes on. The file may be whole."""
 
 
 class Inert:
@@ -23,6 +27,9 @@ class Inert:
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         pass
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return Inert()
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -49,15 +56,21 @@ class _DType(Inert):
     """Stands for a dtype.
 
     Attributes:
-        item_bytes: The size of its items; None for Python objects.
+        item_bytes: The size of its items; None for Python objects. Asking for that of one which is not known raises CannotFollow.
     """
-
-    item_bytes: int | None
 
     def __init__(self, name: str, *arguments: Any) -> None:
         # As numpy pickles it: f8, U10, V64, O8, and the same for structured types.
-        kind, digits = re.fullmatch(r"([a-zA-Z])(\d{1,18})", name).groups()  # type: ignore[union-attr]  # an error like any other
-        self.item_bytes = None if kind == "O" else int(digits) * (4 if kind == "U" else 1)
+        found = re.fullmatch(r"([a-zA-Z])(\d{1,18})", name) if isinstance(name, str) else None
+        self.known = found is not None
+        kind, digits = found.groups() if found is not None else ("V", "0")
+        self._item_bytes = None if kind == "O" else int(digits) * (4 if kind == "U" else 1)
+
+    @property
+    def item_bytes(self) -> int | None:
+        if not self.known:
+            raise CannotFollow
+        return self._item_bytes
 
 
 def _reconstructor(cls: Any, *arguments: Any) -> Any:
@@ -127,7 +140,10 @@ class DryUnpickler(_Standard):  # type: ignore[misc]  # private, and the same fr
     def load_build(self) -> None:
         _Standard.load_build(self)
         if isinstance(self.stack[-1], _Wrapper):
-            self.array_follows(self.stack[-1].state)
+            state = self.stack[-1].state
+            if not isinstance(state, dict) or not isinstance(state.get("dtype"), _DType):
+                raise CannotFollow
+            self.array_follows(state)
             self.stack[-1] = Inert()
 
     dispatch[pickle.BUILD[0]] = load_build

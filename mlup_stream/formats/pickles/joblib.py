@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mlup_stream.errors import CorruptModelError
-from mlup_stream.formats.pickles.dry_unpickler import ArrayState, DryUnpickler
+from mlup_stream.formats.pickles.dry_unpickler import ArrayState, CannotFollow, DryUnpickler
 from mlup_stream.formats.pickles.frames import PAYLOAD_BYTES, scan
 from mlup_stream.formats.share import Share
 from mlup_stream.formats.source import Source
 from mlup_stream.units import KIB
 
-__all__ = ["JoblibStructure", "share", "survey"]
+__all__ = ["JoblibStructure", "SteppedFile", "Survey", "share", "survey"]
 
 _MAX_STEPS = 50_000
 _WINDOW_BYTES = 64 * KIB
@@ -65,8 +65,8 @@ def survey(given: Any, name: str | None = None, *, max_steps: int = _MAX_STEPS) 
         CorruptModelError: The file is truncated, or a length leads past its end.
     """
     with Source(given, name) as source:
-        file = _SteppedFile(given, source, max_steps)
-        dry = _Survey(file)
+        file = SteppedFile(given, source, max_steps)
+        dry = Survey(file)
         whole = False
         try:
             dry.load()
@@ -96,17 +96,13 @@ def share(given: Any, name: str | None = None) -> Share:
     return Share(found.payload_bytes, found.structure_bytes, found.whole, found.largest_payload_bytes)
 
 
-class _Lost(Exception):
-    """The survey cannot go on: too many steps, or something that joblib does not write."""
-
-
-class _SteppedFile:
+class SteppedFile:
     """What the unpickler reads from: counts the reads, and steps over payloads instead of reading them."""
 
-    def __init__(self, given: Any, source: Source, max_steps: int) -> None:
+    def __init__(self, given: Any, source: Source, max_steps: int, start: int = 0) -> None:
         self.given = given
         self.source = source
-        self.at = 0
+        self.at = start
         self.steps = 0
         self.payload_bytes = 0
         self.largest_payload_bytes = 0
@@ -117,7 +113,7 @@ class _SteppedFile:
     def read(self, size_bytes: int) -> bytes:
         self.steps += 1
         if self.steps > self._max_steps:
-            raise _Lost
+            raise CannotFollow
         if size_bytes >= PAYLOAD_BYTES:
             self.step_over(size_bytes)
             return b""
@@ -143,7 +139,7 @@ class _SteppedFile:
             self.at += len(part)
             self.steps += 1
             if self.steps > self._max_steps:
-                raise _Lost
+                raise CannotFollow
         return b"".join(parts)
 
     def step_over(self, size_bytes: int) -> None:
@@ -160,12 +156,12 @@ class _SteppedFile:
         self.largest_payload_bytes = max(self.largest_payload_bytes, size_bytes)
 
 
-class _Survey(DryUnpickler):
+class Survey(DryUnpickler):
     """Steps over the arrays."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(DryUnpickler.dispatch)
 
-    def __init__(self, file: _SteppedFile) -> None:
+    def __init__(self, file: SteppedFile) -> None:
         super().__init__(file)
         self._file = file
         self.arrays = 0
@@ -181,9 +177,10 @@ class _Survey(DryUnpickler):
         if state.get("numpy_array_alignment_bytes") is not None:
             padding_bytes = file.read(1)[0]
             file.read(padding_bytes)
-        size_bytes = math.prod(state["shape"]) * item_bytes
-        if size_bytes < 0:
-            raise _Lost
+        shape = state.get("shape")
+        if not isinstance(shape, tuple) or not all(isinstance(each, int) and each >= 0 for each in shape):
+            raise CannotFollow  # of a NumPy number, perhaps, which is a stand-in here
+        size_bytes = math.prod(shape) * item_bytes
         file.step_over(size_bytes)
 
     def _step_over_objects(self) -> None:
@@ -192,7 +189,7 @@ class _Survey(DryUnpickler):
         # Into its frames: only its STOP tells where it ends, and frames of the outer pickle may follow.
         inner = scan(file.given, file.source.name, max_steps=file.steps_left, start=file.at)
         if not inner.whole:
-            raise _Lost
+            raise CannotFollow
         file.at = file.source.size_bytes - inner.trailing_bytes
         file.payload_bytes += inner.payload_bytes + inner.text_bytes
         file.steps += inner.steps

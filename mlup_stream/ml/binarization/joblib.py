@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, ClassVar
 from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
-from mlup_stream.errors import ConfigError, CorruptModelError, ModelBinarizationError
+from mlup_stream.errors import ConfigError, CorruptModelError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.pickles.frames import walk
@@ -26,6 +26,7 @@ from mlup_stream.formats.pickles.joblib import survey
 from mlup_stream.memory.estimate import Estimate
 from mlup_stream.ml.binarization.pickle import PickleBinarizer
 from mlup_stream.ml.binarization.pickles.collector import collector_paused
+from mlup_stream.ml.binarization.pickles.failure import explained, whole_but
 from mlup_stream.units import KIB
 
 __all__ = ["JoblibBinarizer"]
@@ -33,6 +34,7 @@ __all__ = ["JoblibBinarizer"]
 _SURVEYED_BYTES = 16 * KIB
 """A file as small as that is looked over first, 10 ms at most: the unpickler in C allocates by a memo index that it finds."""
 _LIE_STEPS = 1_000_000  # 2 seconds, and 100 MB
+_READ_BYTES = 256 * KIB
 _BEFORE_010 = b"ZF"
 _NATIVE = (True, False, "auto")
 
@@ -40,14 +42,15 @@ _NATIVE = (True, False, "auto")
 class JoblibBinarizer(PickleBinarizer):
     """Whatever `joblib.dump` wrote.
 
-    Options: `ensure_native_byte_order`, as `joblib.load` has it: False leaves arrays of the other byte order as they are.
+    Options: `ensure_native_byte_order`, as `joblib.load` has it: False leaves arrays of the other byte order as they are; and
+    `encoding`, as `pickle.load` has it, for files of Python 2, which `joblib.load` does not read.
 
     Loading a joblib file runs code that the file chooses: load only files that you trust, as with `joblib.load` itself.
     """
 
     format = Format.JOBLIB
     libraries = ("numpy",)
-    option_names: ClassVar[frozenset[str]] = frozenset({"ensure_native_byte_order"})
+    option_names: ClassVar[frozenset[str]] = frozenset({"encoding", "ensure_native_byte_order"})
 
     @classmethod
     def prepare(cls) -> None:
@@ -80,15 +83,42 @@ class JoblibBinarizer(PickleBinarizer):
     @classmethod
     def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:
         if artifact.header(_is_plain_pickle):
-            return super().from_file(file, artifact, replace(terms, options={}))
+            return super().from_file(file, artifact, _as_pickle(terms))
         return _load(file, artifact, terms, None)
 
     @classmethod
     def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
         if artifact.header(_is_plain_pickle):
-            return super().from_view(view, artifact, replace(terms, options={}))
+            return super().from_view(view, artifact, _as_pickle(terms))
         with view.open_structure() as file:
             return _load(file, artifact, terms, view)
+
+
+    @classmethod
+    def looked_into(cls, error: Exception, artifact: Artifact) -> MLupError | None:
+        from mlup_stream.ml.binarization.pickles.decompression import open_unpacked
+
+        plain = artifact.header(_is_plain_pickle)
+        with artifact.open() as file:
+            unpacked = open_unpacked(file, artifact.name)
+            if unpacked is None:
+                return explained(
+                    error, file, artifact.name, path=artifact.path, format=cls.format.value, has_arrays=not plain
+                )
+            try:
+                with unpacked:
+                    while unpacked.read(_READ_BYTES):  # to its end, where the checksum is
+                        pass
+            except CorruptModelError as damage:
+                return damage
+            # The stream is whole. What was packed into it cannot be walked without unpacking it to the disk.
+            if cls.is_corrupt(error):
+                return None
+            return whole_but(error, artifact.name, path=artifact.path, format=cls.format.value)
+
+
+def _as_pickle(terms: Terms) -> Terms:
+    return replace(terms, options={name: value for name, value in terms.options.items() if name == "encoding"})
 
 
 def _is_plain_pickle(file: BinaryIO, name: str) -> bool:
@@ -129,13 +159,16 @@ def _unpickle(file: BinaryIO, artifact: Artifact, terms: Terms, view: View | Non
     from mlup_stream.ml.binarization.pickles.joblib_unpickler import JoblibUnpickler
     from mlup_stream.ml.binarization.pickles.placing import Placer
 
+    encoding = terms.options.get("encoding", "ASCII")
     native = terms.options.get("ensure_native_byte_order", "auto") is not False
     unpacked = open_unpacked(file, artifact.name, terms.on_window)
     if unpacked is None and artifact.size_bytes <= _SURVEYED_BYTES:
         survey(file, artifact.name)
         file.seek(0)
     placer = Placer(terms, view if unpacked is None else None, file)
-    unpickler = JoblibUnpickler(unpacked or file, placer, name=artifact.name, keeps_memo=keeps_memo, native=native)
+    unpickler = JoblibUnpickler(
+        unpacked or file, placer, name=artifact.name, keeps_memo=keeps_memo, native=native, encoding=encoding
+    )
     try:
         with collector_paused():
             model = unpickler.load()

@@ -17,7 +17,7 @@ from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.kinds import Delivery, Optimize
 from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
-from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, ModelBinarizationError
+from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
 from mlup_stream.formats.arrays.npy import NpyHeader, read_header
 from mlup_stream.formats.arrays.npz import NpzMember, open_member, read_members
@@ -26,9 +26,9 @@ from mlup_stream.formats.pickles.frames import scan
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.arrays.npz_arrays import NpzArrays
 from mlup_stream.ml.binarization.base import FormatBinarizer
-from mlup_stream.ml.binarization.pickle import is_of_unpickler
 from mlup_stream.ml.binarization.pickles.checked_input import CheckedFile, FindsClasses
 from mlup_stream.ml.binarization.pickles.collector import collector_paused
+from mlup_stream.ml.binarization.pickles.failure import explained
 from mlup_stream.ml.binarization.pickles.placing import Placer
 from mlup_stream.units import KIB
 
@@ -88,7 +88,7 @@ class _NumpyBinarizer(FormatBinarizer):
 
     @classmethod
     def is_corrupt(cls, error: Exception) -> bool:
-        return super().is_corrupt(error) or isinstance(error, pickle.UnpicklingError) or is_of_unpickler(error)
+        return super().is_corrupt(error) or isinstance(error, pickle.UnpicklingError)
 
 
 class NpyBinarizer(_NumpyBinarizer):
@@ -222,8 +222,13 @@ def _objects(file: BinaryIO, start: int, name: str, options: Mapping[str, Any]) 
     scan(file, name, max_steps=_SCANNED_STEPS, start=start)
     file.seek(start)
     from_python2 = {each: value for each, value in options.items() if each != "allow_pickle"}
-    with collector_paused():
-        array = Unpickler(CheckedFile(file), **{"encoding": _ENCODINGS[0], **from_python2}).load()
+    try:
+        with collector_paused():
+            array = Unpickler(CheckedFile(file), **{"encoding": _ENCODINGS[0], **from_python2}).load()
+    except (MLupError, ImportError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise explained(error, file, name, path=name, format=Unpickler.format_name, start=start) from error
     if not isinstance(array, np.ndarray):
         raise _corrupt(name, "a pickled array", type(array).__name__)
     return array

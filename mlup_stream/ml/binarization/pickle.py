@@ -27,6 +27,7 @@ from mlup_stream.memory.imports import KNOWN
 from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.ml.binarization.pickles.checked_input import CheckedFile, FindsClasses
 from mlup_stream.ml.binarization.pickles.collector import collector_paused
+from mlup_stream.ml.binarization.pickles.failure import explained
 from mlup_stream.ml.binarization.pickles.structure import structure_of
 from mlup_stream.units import KIB
 
@@ -104,13 +105,20 @@ class PickleBinarizer(FormatBinarizer):
                 format=cls.format.value,
                 module=getattr(error, "name", None),
             )
-        return super().explain(error, artifact)
+        if isinstance(error, OSError) or not artifact.is_rewindable:
+            return super().explain(error, artifact)
+        return cls.looked_into(error, artifact) or super().explain(error, artifact)
+
+    @classmethod
+    def looked_into(cls, error: Exception, artifact: Artifact) -> MLupError | None:
+        """The typed error for what the unpickler or a class of the model raised, after another look; None if it shows nothing."""
+        with artifact.open() as file:
+            return explained(error, file, artifact.name, path=artifact.path, format=cls.format.value)
 
     @classmethod
     def is_corrupt(cls, error: Exception) -> bool:
-        # Opcodes that do not fit together raise anything (an int is called, None is appended to); so does a class of the model
-        # that does not like its state, which is no damage of the file.
-        return isinstance(error, (EOFError, pickle.UnpicklingError)) or is_of_unpickler(error)
+        # Of what cannot be looked at again: an unpickler says no more.
+        return isinstance(error, (EOFError, pickle.UnpicklingError))
 
 
 def _named_libraries(file: BinaryIO, name: str) -> tuple[str, ...]:
@@ -164,17 +172,3 @@ def _refuse_lies(file: BinaryIO, artifact: Artifact, error: MemoryError) -> None
         scan(file, artifact.name)
     except CorruptModelError as lie:
         raise lie from error
-
-
-def innermost_module(error: BaseException) -> str:
-    """The name of the Python module that raised; for code in C, of the one that called it."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return str(trace.tb_frame.f_globals.get("__name__", "")) if trace is not None else ""
-
-
-def is_of_unpickler(error: BaseException) -> bool:
-    """Whether an unpickler itself raised this, and not a class of the model."""
-    module = innermost_module(error)
-    return not isinstance(error, OSError) and (module == "pickle" or module.startswith("mlup_stream.ml.binarization."))

@@ -7,6 +7,7 @@ import pickle
 from typing import Any, BinaryIO
 
 from mlup_stream.errors import MissingClassError
+from mlup_stream.ml.binarization.pickles.failure import advice_for_class
 from mlup_stream.units import MIB
 
 __all__ = ["CheckedFile", "FindsClasses"]
@@ -70,7 +71,7 @@ class FindsClasses:
                 return found
             raise MissingClassError(
                 f"{self.model_name}: the {self.format_name} needs {module}.{name}, which cannot be imported here ({error});"
-                " install or import its package, in the version that wrote the file",
+                f" {advice_for_class(module, name)}",
                 path=self.model_name,
                 format=self.format_name,
                 module=module,

@@ -57,11 +57,12 @@ class _Unpickler(FindsClasses, pickle.Unpickler):
 
     format_name = "joblib file"
 
-    def __init__(self, file: BinaryIO, keeper: MemoKeeper) -> None:
+    def __init__(self, file: BinaryIO, keeper: MemoKeeper, encoding: str) -> None:
+        self._encoding = encoding
         self._feed = Feed(file)
         self._feed.between_frames = self._look
         self._keeper = keeper
-        super().__init__(self._feed)
+        super().__init__(self._feed, encoding=encoding)
 
     def load(self) -> Any:
         try:
@@ -93,14 +94,24 @@ class JoblibUnpickler(_Unpickler):
         name: The file, for messages.
         keeps_memo: Whether to keep everything that the pickle might ask for, as the standard unpickler does.
         native: Whether arrays of the other byte order are turned into this machine's, as joblib does by default.
+        encoding: Of the text that Python 2 wrote, as `pickle.Unpickler` has it.
     """
 
-    def __init__(self, file: BinaryIO, placer: Placer, *, name: str, keeps_memo: bool = False, native: bool = True) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        placer: Placer,
+        *,
+        name: str,
+        keeps_memo: bool = False,
+        native: bool = True,
+        encoding: str = "ASCII",
+    ) -> None:
         self.model_name = name
         self._file: Any = file
         self._placer = placer
         self._native = native
-        super().__init__(file, MemoKeeper(not keeps_memo))
+        super().__init__(file, MemoKeeper(not keeps_memo), encoding)
         self._wrapper: type[_Wrapper] = type("NumpyArrayWrapper", (_Wrapper,), {"feed": self._feed})
 
     def load(self) -> Any:
@@ -188,7 +199,7 @@ class _ObjectsUnpickler(_Unpickler):
     """Reads the pickle of an array of objects, with the classes that the outer one finds, and counts as part of it."""
 
     def __init__(self, file: BinaryIO, outer: JoblibUnpickler) -> None:
-        super().__init__(file, outer._keeper)
+        super().__init__(file, outer._keeper, outer._encoding)
         self._outer = outer
         self._feed.passed_bytes = outer._feed.passed_bytes
 
