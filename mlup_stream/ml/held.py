@@ -60,12 +60,20 @@ class Held(NamedTuple):
 
 
 def _find(model: Any, name: str) -> Any:
-    method = getattr(model, name, None)
+    method = _attribute(model, name)
     head, _, rest = name.partition(".")
     if method is not None or not rest:
         return method
-    inner = getattr(model, head, None)
+    inner = _attribute(model, head)
     return inner[rest] if isinstance(inner, Mapping) and rest in inner else _find(inner, rest)
+
+
+def _attribute(model: Any, name: str) -> Any:
+    """The attribute, or None. A property that raises is asked again by each call: the model may only have to be fitted first."""
+    try:
+        return getattr(model, name, None)
+    except Exception:
+        return lambda *arguments, **keywords: getattr(model, name)(*arguments, **keywords)
 
 
 def _own_methods(model: Any) -> Iterator[str]:

@@ -8,7 +8,7 @@ from mlup_stream.formats.arrays.npy import NpyHeader, read_header
 from mlup_stream.formats.source import Source
 from mlup_stream.pack.destination import Destination
 from mlup_stream.pack.packed import ALIGNMENT_BYTES, Gain
-from mlup_stream.pack.pieces import compare, differs, pieces
+from mlup_stream.pack.pieces import compare, differs, pieces, refuse_rest
 
 __all__ = ["pack_npy"]
 
@@ -21,11 +21,12 @@ def pack_npy(view: View, destination: Destination) -> Gain:
     """Writes the array in `view` with its items aligned.
 
     Raises:
-        PackError: It holds Python objects, which are pickled.
+        PackError: It holds Python objects, which are pickled; or something follows the array.
     """
     header = read_header(view)
     if header.has_objects:
         raise PackError(f"{view.path}: an array of Python objects is pickled, and cannot stay in a file: nothing to gain")
+    refuse_rest(view, view.size_bytes - header.data_start - header.data_bytes, "array")
     with Source(view) as source:
         new = _padded(source.read(0, header.data_start, "npy header"))
         destination.reserve(len(new) + header.data_bytes)

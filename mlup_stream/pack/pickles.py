@@ -27,13 +27,14 @@ from mlup_stream.delivery.reader import open_stream
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import PackError
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.pickles.frames import PAYLOAD_BYTES, walk
+from mlup_stream.formats.pickles.frames import PAYLOAD_BYTES, scan, walk
+from mlup_stream.formats.source import Source
 from mlup_stream.ml.binarization.pickle import PickleBinarizer
 from mlup_stream.ml.binarization.pickles.decompression import open_unpacked
 from mlup_stream.pack.destination import Destination
 from mlup_stream.pack.in_place import Found, find_payloads
 from mlup_stream.pack.packed import Gain
-from mlup_stream.pack.pieces import PIECE_BYTES, differs
+from mlup_stream.pack.pieces import PIECE_BYTES, differs, pieces, refuse_rest
 from mlup_stream.pack.transcript import Transcript
 from mlup_stream.units import MIB, format_bytes
 
@@ -66,7 +67,9 @@ def pack_pickle(view: View, destination: Destination) -> Gain:
                 " code, makes arrays of them; if you trust the file: trust='full' (--trust full)",
                 path=name,
             )
-        return _pickled_anew(view, destination)
+        if not structure.whole:
+            structure = scan(view, name)
+        return _pickled_anew(view, destination, structure.trailing_bytes)
     if structure.whole and not structure.payloads:
         raise _nothing(name)
     destination.reserve(_copied_bytes(view.size_bytes))
@@ -92,7 +95,9 @@ def pack_joblib(view: View, destination: Destination) -> Gain:
             destination.reserve(_copied_bytes(view.size_bytes))
             return _transcribed(name, file, destination, Format.JOBLIB, _found(name, Format.JOBLIB))
         with unpacked:
-            return _transcribed(name, unpacked, destination, Format.JOBLIB, [])
+            gain = _transcribed(name, unpacked, destination, Format.JOBLIB, [])
+            refuse_rest(view, unpacked.rest_bytes(), "compressed stream")
+            return gain
 
 
 def _transcribed(
@@ -134,8 +139,8 @@ def _found(path: str, format: Format) -> list[Found] | None:
         return None
 
 
-def _pickled_anew(view: View, destination: Destination) -> Gain:
-    """Loads a pickle whose arrays are text, and writes the model with protocol 5."""
+def _pickled_anew(view: View, destination: Destination, trailing_bytes: int) -> Gain:
+    """Loads a pickle whose arrays are text, and writes the model with protocol 5; what follows the pickle stays as it is."""
     name = str(view.path)
     destination.reserve(2 * _copied_bytes(view.size_bytes))
     model = PickleBinarizer.deserialize(LoadedFile(path=name, delivery=Delivery.STREAM))
@@ -143,6 +148,9 @@ def _pickled_anew(view: View, destination: Destination) -> Gain:
     with tempfile.TemporaryFile(dir=os.path.dirname(destination.part)) as plain:
         with destination.explained():
             _dump(name, model, plain)
+            with Source(view) as source:
+                for piece in pieces(source, view.size_bytes - trailing_bytes, trailing_bytes, "what follows the pickle"):
+                    plain.write(piece)
             plain.seek(0)
         gain = _transcribed(name, plain, destination, Format.PICKLE, [])
     written = LoadedFile(path=destination.part, delivery=Delivery.VIEW)

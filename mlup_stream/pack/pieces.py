@@ -12,7 +12,7 @@ from mlup_stream.errors import PackError
 from mlup_stream.formats.source import Source
 from mlup_stream.units import MIB
 
-__all__ = ["PIECE_BYTES", "compare", "differs", "pieces"]
+__all__ = ["PIECE_BYTES", "compare", "differs", "pieces", "refuse_rest"]
 
 PIECE_BYTES = 1 * MIB
 
@@ -50,3 +50,17 @@ def differs(name: str, found: str) -> PackError:
         " and that nobody writes to the source meanwhile",
         path=name,
     )
+
+
+def refuse_rest(view: View, rest_bytes: int, what: str) -> None:
+    """Makes sure that nothing would be lost of what follows the first array, pickle or stream in a file.
+
+    Raises:
+        PackError: Something does.
+    """
+    if rest_bytes:
+        raise PackError(
+            f"{view.path}: expected one {what}, found {rest_bytes} bytes more behind the first, which would be lost; load them"
+            " one by one, and save each in a file of its own",
+            path=view.path,
+        )

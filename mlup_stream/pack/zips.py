@@ -60,6 +60,8 @@ def pack_torch(view: View, destination: Destination) -> Gain:
 
 
 def _npy_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> _Array | None:
+    if not info.filename.endswith(".npy"):
+        return None
     with archive.open(info) as stream:
         header = parse_header(stream.read, info.file_size, f"{name}: {info.filename}")
     return None if header.has_objects else _Array(header.data_start, header.data_bytes, header.alignment)
@@ -73,12 +75,15 @@ def _pack(view: View, destination: Destination, look: Callable[[zipfile.ZipFile,
     name = str(view.path)
     members = zips.walk(view)
     _refuse(name, members)
+    if members and all(member.header_offset for member in members):
+        raise PackError(f"{name}: expected an archive, found something before it, which would be lost; take it off", path=name)
     with view.open() as file, zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
         with _damage_explained(name):
             arrays = [look(archive, info, name) for info in infos]
         destination.reserve(sum(info.file_size + 2 * len(info.filename.encode()) + _BYTES_PER_MEMBER for info in infos))
         with destination.explained(), zipfile.ZipFile(destination.file, "w") as written:
+            written.comment = archive.comment
             for info, array in zip(infos, arrays, strict=True):
                 _write(written, info, destination.file.tell(), array, _unpacked(archive, info, name))
         destination.sync()
@@ -106,7 +111,7 @@ def _write(
 ) -> None:
     """Adds a member at `position`, stored, its array aligned."""
     info = zipfile.ZipInfo(old.filename, old.date_time)
-    info.external_attr, info.file_size = old.external_attr, old.file_size
+    info.external_attr, info.file_size, info.comment = old.external_attr, old.file_size, old.comment
     info.CRC = info.compress_size = 0  # not known yet: zipfile goes back for them
     wide = old.file_size * 1.05 > zipfile.ZIP64_LIMIT  # as zipfile decides it
     if array is not None:

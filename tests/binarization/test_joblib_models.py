@@ -122,6 +122,7 @@ def test_files_from_before_joblib_0_10(tmp_path: Path) -> None:
     for path in (beside, whole):
         for delivery in (Delivery.VIEW, Delivery.PATH, Delivery.STREAM):
             assert list(load(Given(path=path, delivery=delivery))["a"]) == [0, 1, 2, 3, 4]
+        assert list(mlup.load(path, snapshot=True)["a"]) == [0, 1, 2, 3, 4]
         with pytest.raises(ModelBinarizationError, match=r"0\.10.*give its path"):
             load(Given(path.read_bytes()))
 

@@ -21,6 +21,7 @@ from measured import SLACK_BYTES, measure_load
 import mlup_stream as mlup
 from mlup_stream.delivery.kinds import Delivery, MappingMode, Optimize
 from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, MissingClassError, ModelBinarizationError
+from mlup_stream.formats.arrays.npy import read_header
 from mlup_stream.ml.binarization.numpy import NpyBinarizer, NpzBinarizer
 from mlup_stream.units import MIB
 
@@ -368,3 +369,19 @@ def test_what_is_copied_is_taken_once(big_files: dict[str, Path], name: str, del
     assert took.estimate["certainty"] == "exact"
     assert abs(took.peak_bytes - took.estimate["peak_anon_bytes"]) <= 0.05 * expected_bytes
     assert abs(took.settled_anon_bytes - took.estimate["settled_anon_bytes"]) <= 0.05 * expected_bytes
+
+
+SPELLINGS = "float64 float <d d >d =f8 int uint64 int_ l <l q H bool ? b B complex complex64 F <D half e datetime64[ns] long"
+
+
+@pytest.mark.parametrize("descr", SPELLINGS.split())
+def test_dtypes_as_programs_of_others_spell_them(tmp_path: Path, descr: str) -> None:
+    """Whatever `numpy.dtype` reads in a header: the same array, mapped and copied, and the walker needs no NumPy for it."""
+    dtype = numpy.dtype(descr)
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': (1000,), }}".encode().ljust(117) + b"\n"
+    path = tmp_path / "m.npy"
+    path.write_bytes(b"\x93NUMPY\1\0v\0" + header + numpy.arange(1000).astype(dtype).tobytes())
+    found = read_header(path)
+    assert (found.item_bytes, found.alignment, found.has_objects) == (dtype.itemsize, dtype.alignment, False)
+    for delivery in (Delivery.VIEW, Delivery.STREAM):
+        assert_same(load(Given(path=path, delivery=delivery)), numpy.load(path))

@@ -383,3 +383,25 @@ def test_a_missing_library_is_named_as_import_errors_name_it() -> None:
     error = errors.MissingDependencyError("no", name="onnx", extra="onnx")
     for each in (error, pickle.loads(pickle.dumps(error))):
         assert (each.name, each.extra) == ("onnx", "onnx")
+
+
+class Unfitted:
+    fitted = False
+
+    @property
+    def predict(self) -> Any:
+        if not self.fitted:
+            raise RuntimeError("call fit first")
+        return lambda X: X
+
+
+def test_a_method_that_is_a_property_that_raises(tmp_path: Path) -> None:
+    """The model loads; asking it is a typed error with the property's own words, until the property gives a method."""
+    path = tmp_path / "m.pkl"
+    path.write_bytes(pickle.dumps(Unfitted()))
+    ml = mlup.MLupModel(conf=conf_of(path, predict_method_name="predict")).load()
+    with pytest.raises(errors.PredictError, match="call fit first") as failed:
+        ml.predict(X=1)
+    assert isinstance(failed.value.__cause__, RuntimeError)
+    ml.model_obj.fitted = True
+    assert ml.predict(X=1) == 1

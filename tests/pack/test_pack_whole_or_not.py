@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import stat
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,75 @@ def test_files_without_arrays_say_so(tmp_path: Path) -> None:
         with pytest.raises(PackError, match="nothing to gain"):
             pack(tmp_path / name, tmp_path / "packed", trust="full")
         assert not (tmp_path / "packed").exists()
+
+
+def _two_arrays(path: Path) -> None:
+    with open(path, "wb") as file:
+        numpy.save(file, ARRAYS["matrix"])
+        numpy.save(file, ARRAYS["short"])
+
+
+def _two_streams(path: Path) -> None:
+    joblib.dump(ARRAYS, path, compress=1)
+    path.write_bytes(2 * path.read_bytes())
+
+
+def _archive_behind_a_script(path: Path) -> None:
+    numpy.savez(path, **ARRAYS)
+    path.write_bytes(b"#!/bin/sh\nexit\n" + path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        ("m.npy", _two_arrays),
+        ("m.joblib", _two_streams),
+        ("m.npz", _archive_behind_a_script),
+    ],
+)
+def test_what_would_be_lost_is_refused(tmp_path: Path, name: str, build: Any) -> None:
+    """More behind the first array, pickle or stream, or before an archive: an error, and nothing is written."""
+    build(tmp_path / name)
+    with pytest.raises(PackError, match=rf"{name}: expected .*would be lost"):
+        pack(tmp_path / name, tmp_path / "packed", trust="full", format={"m.npz": "npz"}.get(name))
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("kind", ["pickle", "joblib", "packed joblib"])
+def test_pickles_behind_the_first_are_kept(tmp_path: Path, kind: str, protocol: int) -> None:
+    """Several in one file, read one after the other as they were written."""
+    source, target = tmp_path / "m", tmp_path / "packed"
+    with open(source, "wb") as file:
+        for model in (ARRAYS, [1], {"again": ARRAYS["matrix"]}):
+            if kind == "pickle":
+                pickle.dump(model, file, protocol)
+            else:
+                joblib.dump(model, file, protocol=protocol)
+    if kind == "packed joblib":
+        source.write_bytes(zlib.compress(source.read_bytes()))
+    pack(source, target, format="pickle" if kind == "pickle" else "joblib", trust="full")
+    with open(target, "rb") as file:
+        read = pickle.load if kind == "pickle" else joblib.load
+        first, second, third = read(file), read(file), read(file)
+    assert_same(first, ARRAYS)
+    assert second == [1]
+    assert_same(third["again"], ARRAYS["matrix"])
+
+
+def test_the_comments_of_an_archive_are_kept(tmp_path: Path) -> None:
+    """The archive's own, and its members'."""
+    numpy.savez(tmp_path / "m.npz", **ARRAYS)
+    with zipfile.ZipFile(tmp_path / "m.npz", "a") as archive:
+        archive.comment = b"of the archive"
+        info = zipfile.ZipInfo("note.txt")
+        info.comment = b"of the member"
+        archive.writestr(info, "text")
+    pack(tmp_path / "m.npz", tmp_path / "packed.npz", format="npz")
+    with zipfile.ZipFile(tmp_path / "packed.npz") as archive:
+        assert archive.comment == b"of the archive"
+        assert archive.getinfo("note.txt").comment == b"of the member"
+        assert archive.read("note.txt") == b"text"
 
 
 def test_what_is_there_is_not_replaced_without_force(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,19 @@ _MAX_ITEM_BYTES = 2**31 - 1  # what a dtype may have, before NumPy 2
 _POINTER_BYTES = 8
 
 _TYPE = re.compile(r"[<>|=]?([?bBiufcSaUVOmM])([0-9]{0,10})(\[[\w/]{1,32}\])?")
+# Other spellings that `numpy.dtype` takes, as programs write them that make headers of their own: the letters of the C types,
+# and names, each as the type that it stands for.
+_LETTERS = {letter: struct.calcsize(letter) for letter in "bBhHiIlLqQnNPefd"} | {"p": _POINTER_BYTES, "F": 8, "D": 16}
+# fmt: off
+_NAMES = {
+    "bool": "?", "int8": "i1", "int16": "i2", "int32": "i4", "int64": "i8", "uint8": "u1", "uint16": "u2", "uint32": "u4",
+    "uint64": "u8", "float16": "f2", "float32": "f4", "float64": "f8", "half": "f2", "single": "f4", "double": "f8",
+    "complex64": "c8", "complex128": "c16", "csingle": "c8", "cdouble": "c16", "complex": "c16", "object": "O", "float": "f8",
+    "byte": "b", "ubyte": "B", "short": "h", "ushort": "H", "intc": "i", "uintc": "I", "long": "l", "ulong": "L",
+    "longlong": "q", "ulonglong": "Q", "int": "p", "int_": "p", "intp": "p", "uint": "P", "uintp": "P",
+}
+# fmt: on
+_NAMED_TIME = re.compile(r"(datetime|timedelta)64(\[[\w/]{1,32}\])?")
 # Of the types that have any size, and none too: the bytes of one character, and their alignment.
 _FLEXIBLE = {"S": (1, 1), "a": (1, 1), "V": (1, 1), "U": (4, 4)}
 _LARGEST_NUMBER_BYTES = 32  # a complex number of two long doubles
@@ -203,6 +217,11 @@ def _item_of(descr: Any) -> _Item | None:
 
 
 def _simple(text: str) -> _Item | None:
+    text = _NAMES.get(text, "M8" if _NAMED_TIME.fullmatch(text) else text)
+    letter = text.lstrip("<>|=") if len(text) < 3 else ""
+    if letter in _LETTERS:
+        size_bytes = _LETTERS[letter]
+        return _Item(size_bytes, size_bytes // 2 if letter in "FD" else size_bytes, False)
     found = _TYPE.fullmatch(text)
     if found is None:
         return None

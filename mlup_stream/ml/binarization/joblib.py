@@ -10,11 +10,14 @@ A compressed file is unpacked through a bounded window and arrays are filled pie
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, BinaryIO, ClassVar
 
 from mlup_stream.delivery.artifact import Artifact
+from mlup_stream.delivery.private_file import private_folder
 from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ConfigError, CorruptModelError, MLupError, ModelBinarizationError
@@ -198,5 +201,14 @@ def _load_before_010(artifact: Artifact) -> Any:
             " give its path, or write it again with a newer joblib",
             format=Format.JOBLIB.value,
         )
-    with artifact.by_name(own=True) as path:
-        return require("joblib", "joblib files from before 0.10").load(path)
+    joblib = require("joblib", "joblib files from before 0.10")
+    if not artifact.is_snapshot:
+        with artifact.by_name(own=True) as path:
+            return joblib.load(path)
+    folder, name = os.path.split(artifact.path)
+    with private_folder() as private:
+        # As joblib called them: the name of the file, a number, and what they are.
+        for each in (artifact, *(artifact.beside(other) for other in os.listdir(folder or ".") if other.startswith(f"{name}_"))):
+            with each.open() as source, open(os.path.join(private, os.path.basename(each.name)), "wb") as target:
+                shutil.copyfileobj(source, target)
+        return joblib.load(os.path.join(private, name))

@@ -119,6 +119,11 @@ class Unpacked(io.BufferedReader):
         self.read(_UNPACKED_BYTES)
 
 
+    def rest_bytes(self) -> int:
+        """How much of the file follows the stream, once it was read to its end."""
+        return cast(_Unpacking, self.raw).rest_bytes()
+
+
 class _Unpacking(io.RawIOBase):
     """What the two kinds of files have in common: how much was unpacked, and who wants to know."""
 
@@ -144,6 +149,9 @@ class _Unpacking(io.RawIOBase):
     def unpack(self, at_most_bytes: int) -> bytes:
         """What comes next; nothing at the end."""
         raise NotImplementedError
+
+    def rest_bytes(self) -> int:
+        return 0
 
     def corrupt(self, why: str) -> CorruptModelError:
         return CorruptModelError(
@@ -175,6 +183,12 @@ class _UnpackedFile(_Unpacking):
                 return piece
             if at_end and not self._unpacker.eof:
                 raise self.corrupt("its end before the end marker")
+
+    def rest_bytes(self) -> int:
+        position = self._file.tell()
+        end = self._file.seek(0, io.SEEK_END)
+        self._file.seek(position)
+        return end - position + len(self._unpacker.unused_data or b"")
 
     def _decompress(self, packed: bytes, at_most_bytes: int) -> bytes:
         try:
