@@ -19,6 +19,7 @@ from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, PackError
 from mlup_stream.formats import zip as zips
 from mlup_stream.formats.arrays.npy import parse_header
+from mlup_stream.formats.arrays.safetensors import is_index
 from mlup_stream.pack.destination import Destination
 from mlup_stream.pack.packed import ALIGNMENT_BYTES, Gain
 from mlup_stream.pack.pieces import PIECE_BYTES, compare, differs
@@ -53,6 +54,9 @@ def pack_torch(view: View, destination: Destination) -> Gain:
         PackError: It is not a zip, which torch before 1.6 did not write.
     """
     with view.open() as file:
+        if is_index(file):
+            raise PackError(f"{view.path}: only an index; pack the files that it names, one by one", path=view.path)
+        file.seek(0)
         if file.read(2) != b"PK":
             what = "written by torch before 1.6, its storages within a pickle"
             raise PackError(f"{view.path}: {what}: load it with torch and torch.save it anew", path=view.path)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import pickle
+import re
 import sys
 import types
 import warnings
@@ -29,8 +31,12 @@ from mlup_stream.errors import (
     LoadError,
     MissingClassError,
     ModelBinarizationError,
+    ModelNotFoundError,
+    PackError,
 )
 from mlup_stream.ml.binarization.torch import TorchBinarizer, TorchJITBinarizer
+from mlup_stream.ml.inspection import inspect
+from mlup_stream.pack import pack
 from mlup_stream.units import MIB
 
 pytestmark = [
@@ -447,3 +453,60 @@ def test_a_script_for_a_device_that_is_not_here(torch: Any, models: Path, tmp_pa
     with pytest.raises(ModelBinarizationError, match=SAYS_MAP_LOCATION):
         cycle(path, Delivery.PATH)
     assert cycle(path, Delivery.PATH, map_location="cpu")
+
+
+@pytest.fixture
+def sharded(torch: Any, tmp_path: Path) -> Path:
+    """The index of a model in two files, one of them as torch wrote them before 1.6."""
+    for number, is_zip in ((1, True), (2, False)):
+        torch.save(
+            {f"w{number}": torch.full((1000,), float(number)), "not listed": torch.zeros(3)},
+            tmp_path / f"pytorch_model-0000{number}-of-00002.bin",
+            _use_new_zipfile_serialization=is_zip,
+        )
+    index = {"metadata": {"total_size": 8000}, "weight_map": {f"w{n}": f"pytorch_model-0000{n}-of-00002.bin" for n in (1, 2)}}
+    path = tmp_path / "pytorch_model.bin.index.json"
+    path.write_text(json.dumps(index))
+    return path
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+@pytest.mark.parametrize("delivery", TorchBinarizer.deliveries)
+def test_a_model_in_several_files_is_one_dict(torch: Any, sharded: Path, delivery: Delivery, snapshot: bool) -> None:
+    """The index, or the folder, leads to its files; what the index does not list is left out."""
+    for source in (sharded, sharded.parent):
+        with mlup.open(source, delivery=delivery.value, snapshot=snapshot, memory_learned=False) as loaded:
+            assert {name: float(tensor.sum()) for name, tensor in loaded.model.items()} == {"w1": 1000, "w2": 2000}
+            if delivery is Delivery.VIEW:
+                assert loaded.report.placement.mapped_bytes >= 4000
+                assert "before 1.6" in str(loaded.report.placement.reasons)
+    assert inspect(sharded)["files"] == {f"pytorch_model-0000{n}-of-00002.bin": 1 for n in (1, 2)}
+
+
+def test_a_model_in_several_files_is_estimated_as_they_are(torch: Any, sharded: Path) -> None:
+    """The sum of its files, in place and copied."""
+    second = sharded.parent / "pytorch_model-00002-of-00002.bin"
+    torch.save({"w2": torch.ones(10**5)}, second)
+    for delivery, least in ((Delivery.VIEW, 0), (Delivery.STREAM, 404_000), (Delivery.BYTES, 804_000)):
+        found = estimated(TorchBinarizer, Given(path=sharded), delivery)
+        assert least <= found.peak_anon_bytes <= least + 60_000
+    assert estimated(TorchBinarizer, Given(path=sharded), Delivery.VIEW).mapped_bytes >= 404_000
+
+
+def test_a_model_in_several_files_that_is_not_whole(torch: Any, sharded: Path) -> None:
+    """A tensor, a file or the path that is missing is named; only its files are packed."""
+    with pytest.raises(ModelBinarizationError, match="without its path"):
+        load(Given(sharded.read_bytes()))
+    with pytest.raises(PackError, match="only an index"):
+        pack(sharded, sharded.parent / "packed.bin")
+    second = sharded.parent / "pytorch_model-00002-of-00002.bin"
+    for other in ({"w3": torch.ones(1)}, [torch.ones(1)]):
+        torch.save(other, second)
+        with pytest.raises(CorruptModelError, match=f"{re.escape(str(second))}: expected tensor 'w2'"):
+            load(Given(path=sharded))
+    second.unlink()
+    with pytest.raises(ModelNotFoundError, match=re.escape(str(second))):
+        load(Given(path=sharded))
+    sharded.write_text('{"weight_map": {"a": "../elsewhere.bin"}}')
+    with pytest.raises(CorruptModelError, match="beside the index"):
+        load(Given(path=sharded))

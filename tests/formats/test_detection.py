@@ -178,7 +178,7 @@ def test_random_bytes_are_not_recognised() -> None:
         "tree\nfeller\nversion=v4\n",
         "version=v4\ntree\n",
         '{"learner": 1}',
-        '{"weight_map": {"a": "pytorch_model.bin"}}',
+        '{"weight_map": {"a": "tf_model.h5"}}',
         "GGUF is a format",
     ],
 )

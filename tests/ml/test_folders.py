@@ -95,6 +95,24 @@ def test_a_folder_of_a_hub_is_one_model(tmp_path: Path, names: list[str], expect
     assert found_in(hub(tmp_path, *names)) == [expected]
 
 
+def test_an_index_stands_for_what_it_lists(tmp_path: Path) -> None:
+    """Whatever its shards are called; a file that it does not list is a second model."""
+    for name in ("language.safetensors", "vision.safetensors"):
+        (tmp_path / name).write_bytes(safetensors())
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "language.safetensors", "b": "vision.safetensors"}}))
+    assert found_in(tmp_path) == [index.name]
+    (tmp_path / "other.safetensors").write_bytes(safetensors())
+    assert found_in(tmp_path) == [index.name, "other.safetensors"]
+
+
+def test_configurations_alone_are_no_models(tmp_path: Path) -> None:
+    """Where a hub's folder has no weights, none of its other files is taken for a model, and the message has their names."""
+    for act in (mlup.load, inspect):
+        with pytest.raises((ModelNotFoundError, FormatNotRecognizedError), match=r"config\.json"):
+            act(hub(tmp_path))
+
+
 def test_what_the_name_does_not_say_the_content_does(tmp_path: Path) -> None:
     """`.json`, `.txt` and names without a suffix are candidates if they hold a model, and only then."""
     (tmp_path / "notes.txt").write_text("nothing")

@@ -196,24 +196,35 @@ def detect(peek: Peek) -> str | None:
     return f"a header length of {length} and JSON after it, as in safetensors{cut_off}"
 
 
-def detect_index(peek: Peek) -> str | None:
+def detect_index(peek: Peek, suffix: str = ".safetensors") -> str | None:
+    """The index of a model in several files whose names end in `suffix`."""
     if not re.match(rb"\s*\{", peek.head):
         return None
+    ending = re.escape(suffix.encode())
     # Metadata before the map may be as long as it likes; the map then ends the file.
     is_after_metadata = re.match(rb'\s*\{\s*"metadata"\s*:', peek.head)
-    if re.search(rb'"weight_map"\s*:\s*\{[^}]*?\.safetensors"', peek.head) or (
-        is_after_metadata and re.search(rb'"[^"]+\.safetensors"\s*\}\s*\}\s*\Z', peek.tail)
+    if re.search(rb'"weight_map"\s*:\s*\{[^}]*?' + ending + rb'"', peek.head) or (
+        is_after_metadata and re.search(rb'"[^"]+' + ending + rb'"\s*\}\s*\}\s*\Z', peek.tail)
     ):
-        return "JSON with a weight_map of .safetensors files: the index of a sharded model"
+        return f"JSON with a weight_map of {suffix} files: the index of a sharded model"
     return None
 
 
-def inspect(given: Any, name: str) -> dict[str, Any]:
-    with Source(given, name) as source:
+def is_index(given: Any) -> bool:
+    """Whether this is the index of a sharded model: JSON from the first byte on, which no header's length can look like."""
+    with Source(given) as source:
         first = source.read(0, min(8, source.size_bytes), "first bytes")
-    if int.from_bytes(first, "little") > MAX_HEADER_BYTES and first.lstrip().startswith(b"{"):
-        files = read_index(given, name)
-        return {"files": {file: len(names) for file, names in files.items()}, "tensors_total": sum(map(len, files.values()))}
+    return int.from_bytes(first, "little") > MAX_HEADER_BYTES and first.lstrip().startswith(b"{")
+
+
+def inspect_index(given: Any, name: str) -> dict[str, Any]:
+    files = read_index(given, name)
+    return {"files": {file: len(names) for file, names in files.items()}, "tensors_total": sum(map(len, files.values()))}
+
+
+def inspect(given: Any, name: str) -> dict[str, Any]:
+    if is_index(given):
+        return inspect_index(given, name)
     header = read_header(given, name)
     tensors = [
         {"name": each.name, "dtype": each.dtype, "shape": list(each.shape), "size_bytes": each.size_bytes}

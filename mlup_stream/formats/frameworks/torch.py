@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from mlup_stream.formats.arrays.safetensors import inspect_index, is_index
 from mlup_stream.formats.pickles.dry_unpickler import DryUnpickler, Inert
 from mlup_stream.formats.pickles.named_globals import first_globals
 from mlup_stream.formats.source import Source
@@ -50,11 +51,14 @@ _TYPES = {
 
 
 def inspect_torch(given: Any, name: str) -> dict[str, Any]:
-    """The tensors of a zip and how many bytes its storages have; for the legacy format, what the first pickle names.
+    """The tensors of a zip and how many bytes its storages have; for the legacy format, what the first pickle names; the files
+    of an index.
 
     Raises:
         CorruptModelError: The zip is damaged.
     """
+    if is_index(given):
+        return {"container": "index", **inspect_index(given, name)}
     with Source(given, name) as source:
         if source.read(0, min(2, source.size_bytes), "first bytes") != b"PK":
             return {"container": "legacy", "globals_in_head": first_globals(given, name, pickles=_LEGACY_PICKLES)}

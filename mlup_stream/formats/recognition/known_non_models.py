@@ -97,8 +97,8 @@ _BEGINNINGS = (
         "the layers of a Keras model without its weights (to_json); save the whole model as .keras",
     ),
     (
-        rb'\s*\{\s*"(?:weight_map"\s*:\s*\{[^}]*\.bin"|metadata"\s*:\s*\{\s*"total_size")',
-        "the index of a torch model in several files; give one of them, or save the model as safetensors, whose index is loaded",
+        rb'\s*\{\s*"(?:weight_map"\s*:|metadata"\s*:\s*\{\s*"total_size")',
+        "the index of a model in several files that cannot be put together here; save the model as safetensors, or give one file",
     ),
     (
         rb'\s*\{.*"(?:architectures|model_type|_name_or_path)"\s*:',

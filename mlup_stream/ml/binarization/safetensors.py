@@ -21,9 +21,8 @@ from mlup_stream.delivery.view import View
 from mlup_stream.delivery.writers import announced
 from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, ModelBinarizationError
 from mlup_stream.extras import require
-from mlup_stream.formats.arrays.safetensors import BITS_OF, MAX_HEADER_BYTES, Header, Tensor, read_header, read_index
+from mlup_stream.formats.arrays.safetensors import BITS_OF, Header, Tensor, is_index, read_header, read_index
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.source import Source
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.arrays.safetensors_arrays import Arrays, NumpyArrays, TorchTensors
 from mlup_stream.ml.binarization.base import FormatBinarizer
@@ -181,7 +180,7 @@ def _parts(artifact: Artifact) -> list[_Part]:
 
 def _header(file: BinaryIO, name: str) -> Header | dict[str, tuple[str, ...]]:
     """The header, or of the index of a sharded model the tensors by the files that have them."""
-    return read_index(file, name) if _is_index(file) else read_header(file, name)
+    return read_index(file, name) if is_index(file) else read_header(file, name)
 
 
 def _read(file: BinaryIO, tensors: Iterable[Tensor], arrays: Arrays, name: str) -> dict[str, Any]:
@@ -202,12 +201,6 @@ def _read(file: BinaryIO, tensors: Iterable[Tensor], arrays: Arrays, name: str) 
         model[tensor.name] = arrays.finished(room)
     return model
 
-
-def _is_index(file: BinaryIO) -> bool:
-    """Whether this is the index of a sharded model: JSON from the first byte on, which no header's length can look like."""
-    with Source(file) as source:
-        first = source.read(0, min(8, source.size_bytes), "first bytes")
-    return int.from_bytes(first, "little") > MAX_HEADER_BYTES and first.lstrip().startswith(b"{")
 
 
 def _chosen(header: Header, names: tuple[str, ...], file_name: str) -> tuple[Tensor, ...]:

@@ -27,6 +27,7 @@ from mlup_stream.formats.kinds import Format, name_of
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer, one_line
 from mlup_stream.ml.binarization.frameworks.torch_in_place import TorchZip, can_map, directory_of, load_in_place
+from mlup_stream.ml.binarization.frameworks.torch_shards import joined, shards_of
 from mlup_stream.ml.binarization.pickles.checked_input import FindsClasses
 
 __all__ = ["TorchBinarizer", "TorchJITBinarizer"]
@@ -115,18 +116,29 @@ class TorchBinarizer(_TorchFormat):
 
     @classmethod
     def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
-        found, reads_it_whole = _directory(artifact), terms.delivery is Delivery.BYTES and not artifact.has_content
-        if found is None:
+        try:
+            files = [shard for shard, _ in shards_of(artifact)] or [artifact]
+        except (LoadError, OSError):
+            return None  # the load will say what is wrong
+        found = [each for each in map(_directory, files) if each is not None]
+        if len(found) < len(files):
             return None
-        structure_bytes = _structure_bytes(found)
-        certainty = Certainty.EXACT if structure_bytes <= 0.02 * found.payload_bytes else Certainty.CONSERVATIVE
+        size_bytes = sum(each.size_bytes for each in files)
+        payload_bytes = sum(each.payload_bytes for each in found)
+        structure_bytes = sum(map(_structure_bytes, found))
+        certainty = Certainty.EXACT if structure_bytes <= 0.02 * payload_bytes else Certainty.CONSERVATIVE
         why = "the directory of the torch zip"
-        if terms.delivery is Delivery.VIEW and found.is_stored and not artifact.has_content:
-            return Estimate.in_place(
-                artifact.size_bytes, certainty=certainty, why=why, private_bytes=structure_bytes, copy_on_write=True
-            )
-        private = Estimate.private(found.payload_bytes + structure_bytes, certainty=certainty, why=why)
-        return private.with_raw(artifact.size_bytes) if reads_it_whole else private
+        if terms.delivery is Delivery.VIEW and all(each.is_stored for each in found) and not artifact.has_content:
+            return Estimate.in_place(size_bytes, certainty=certainty, why=why, private_bytes=structure_bytes, copy_on_write=True)
+        private = Estimate.private(payload_bytes + structure_bytes, certainty=certainty, why=why)
+        return private.with_raw(size_bytes) if terms.delivery is Delivery.BYTES and not artifact.has_content else private
+
+    @classmethod
+    def _dispatch(cls, artifact: Artifact, terms: Terms) -> Built:
+        shards = shards_of(artifact)
+        if not shards:
+            return super()._dispatch(artifact, terms)
+        return joined((shard, names, super(TorchBinarizer, cls)._dispatch(shard, terms)) for shard, names in shards)
 
     @classmethod
     def from_path(cls, artifact: Artifact, terms: Terms) -> Built:

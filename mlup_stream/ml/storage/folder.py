@@ -8,10 +8,12 @@ first of `_HUB` is the model.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
 from mlup_stream.delivery.loaded_file import LoadedFile
+from mlup_stream.errors import LoadError
 from mlup_stream.plugins import plugged_in
 from mlup_stream.registry import KNOWN_SUFFIXES
 
@@ -53,8 +55,9 @@ def models_in(folder: str, names: list[str]) -> list[str]:
     found = [name for name in known if name not in vague or _is_model(folder, name)]
     if not found:
         others = [name for name in names if name not in known]
-        found = [name for name in others[:_LOOKED_AT] if _is_model(folder, name)] or vague
-    return _one_of_a_hub(_without_parts(found))
+        # One that is no model is named in the error of its load; of several, all are.
+        found = [name for name in others[:_LOOKED_AT] if _is_model(folder, name)] or (vague if len(vague) == 1 else [])
+    return _one_of_a_hub(_without_parts(folder, found))
 
 
 def is_model_folder(path: str) -> bool:
@@ -69,10 +72,19 @@ def _is_model(folder: str, name: str) -> bool:
     return bool(formats_of(LoadedFile(path=os.path.join(folder, name))))
 
 
-def _without_parts(names: list[str]) -> list[str]:
-    indexed = {os.path.splitext(name.removesuffix(_INDEX_SUFFIX))[1] for name in names if name.endswith(_INDEX_SUFFIX)}
+def _without_parts(folder: str, names: list[str]) -> list[str]:
+    indexes = [name for name in names if name.endswith(_INDEX_SUFFIX)]
+    indexed = {os.path.splitext(name.removesuffix(_INDEX_SUFFIX))[1] for name in indexes}
+    listed: set[str] = set()
+    if indexes:
+        from mlup_stream.formats.arrays.safetensors import read_index
+    for name in indexes:
+        with contextlib.suppress(LoadError, OSError):  # one that is damaged is a candidate, and its load says so
+            listed.update(read_index(os.path.join(folder, name)))
     kept = []
     for name in names:
+        if name in listed:
+            continue
         part = _SHARD.fullmatch(name)
         if part is not None and (part[4] in indexed or (part[4] == _FIRST_STANDS_FOR_ALL and int(part[2]) > 1)):
             continue
