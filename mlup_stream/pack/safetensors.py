@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from mlup_stream.delivery.files import checked_stat
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, PackError
-from mlup_stream.formats.arrays.safetensors import BITS_OF, MAX_HEADER_BYTES, Tensor, read_header, read_index
+from mlup_stream.formats.arrays.safetensors import BITS_OF, MAX_HEADER_BYTES, Tensor, read_header
+from mlup_stream.formats.shards import read_index
 from mlup_stream.formats.source import Source
 from mlup_stream.pack.destination import Destination
 from mlup_stream.pack.packed import ALIGNMENT_BYTES, Gain, is_aligned

@@ -19,7 +19,7 @@ from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, PackError
 from mlup_stream.formats import zip as zips
 from mlup_stream.formats.arrays.npy import parse_header
-from mlup_stream.formats.arrays.safetensors import is_index
+from mlup_stream.formats.shards import is_index
 from mlup_stream.pack.destination import Destination
 from mlup_stream.pack.packed import ALIGNMENT_BYTES, Gain
 from mlup_stream.pack.pieces import PIECE_BYTES, compare, differs

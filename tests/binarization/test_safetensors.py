@@ -19,7 +19,8 @@ from measured import SLACK_BYTES, measure_load
 
 from mlup_stream.delivery.kinds import Delivery, MappingMode, Optimize
 from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, ModelBinarizationError, ModelNotFoundError
-from mlup_stream.formats.arrays.safetensors import read_header, read_index
+from mlup_stream.formats.arrays.safetensors import read_header
+from mlup_stream.formats.shards import read_index
 from mlup_stream.ml.binarization.safetensors import SafetensorsBinarizer
 from mlup_stream.units import MIB
 

@@ -13,8 +13,8 @@ from given import detected
 
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import FormatNotRecognizedError, ModelNotFoundError
-from mlup_stream.formats.arrays.safetensors import read_index
 from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.shards import read_index
 from mlup_stream.ml.binarization.detection import formats_of
 from mlup_stream.ml.storage.local_disk import DiskStorage
 

@@ -1,10 +1,9 @@
-"""The tensors of a safetensors file and where their bytes lie, from its header alone; and the shards that an index lists.
+"""The tensors of a safetensors file and where their bytes lie, from its header alone.
 
 Source: the format's description in the README of huggingface/safetensors, and its `tensor.rs` for what is checked: 8 bytes of
 header length (little-endian), a JSON object of that length, then the data. The object maps each name to a `dtype`, a `shape` and
 `data_offsets`, counted from the end of the header; `__metadata__` maps text to text. A header is at most 100 MB; every byte of
-the data belongs to exactly one tensor; keys are not repeated. The index of a sharded model is JSON whose `weight_map` maps each
-name to a file beside it.
+the data belongs to exactly one tensor; keys are not repeated. For models in several files see `formats.shards`.
 
 Hardened: the header's length is checked against the file before it is read, and everything in it before it is used. Peak memory:
 the header and, while it is parsed, about ten times its size.
@@ -12,14 +11,13 @@ the header and, while it is parsed, about ten times its size.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from mlup_stream.formats.listing import LISTED, listed, plain
 from mlup_stream.formats.peek import Peek
+from mlup_stream.formats.shards import index_in, inspect_index, is_index, parsed
 from mlup_stream.formats.source import Source
 
 __all__ = [
@@ -32,7 +30,6 @@ __all__ = [
     "detect_index",
     "inspect",
     "read_header",
-    "read_index",
 ]
 
 MAX_HEADER_BYTES = 100_000_000
@@ -95,7 +92,7 @@ def read_header(given: Any, name: str | None = None) -> Header:
         length = int.from_bytes(source.read(0, 8, "length of the safetensors header"), "little")
         if length > MAX_HEADER_BYTES:
             raise source.corrupt(f"a safetensors header of at most {MAX_HEADER_BYTES} bytes", f"one of {length}")
-        header = _parsed(source, source.read(8, length, "safetensors header"))
+        header = parsed(source, source.read(8, length, "safetensors header"))
         metadata = header.pop("__metadata__", None) or {}
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise source.corrupt("text in __metadata__", repr(metadata)[:80])
@@ -111,57 +108,6 @@ def read_header(given: Any, name: str | None = None) -> Header:
         if end != source.size_bytes:
             raise source.corrupt(f"tensors up to the end of the file at {source.size_bytes}", f"an end at {end}")
         return Header(tuple(tensors), metadata, data_start)
-
-
-def read_index(given: Any, name: str | None = None) -> dict[str, tuple[str, ...]]:
-    """The files of a sharded model, each with the names of the tensors that it is to have.
-
-    Raises:
-        CorruptModelError: It is no index, or names a file outside its folder.
-        OSError: The path cannot be opened.
-    """
-    with Source(given, name) as source:
-        if source.size_bytes > MAX_HEADER_BYTES:
-            raise source.corrupt(f"an index of at most {MAX_HEADER_BYTES} bytes", f"{source.size_bytes}")
-        weight_map = _parsed(source, source.read(0, source.size_bytes, "index")).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise source.corrupt("an index with a weight_map", f"{type(weight_map).__name__} there")
-        files: dict[str, list[str]] = {}
-        for tensor_name, file_name in weight_map.items():
-            if not _is_beside(file_name):
-                raise source.corrupt("the name of a file beside the index", repr(file_name)[:80])
-            files.setdefault(file_name, []).append(tensor_name)
-        return {file_name: tuple(names) for file_name, names in files.items()}
-
-
-def _is_beside(file_name: Any) -> bool:
-    """Whether it names a file in the same folder: an index comes from somebody else, and may name nothing further away."""
-    return (
-        isinstance(file_name, str)
-        and os.path.basename(file_name) == file_name
-        and file_name not in ("", ".", "..")
-        and "\0" not in file_name
-        and "\\" not in file_name
-    )
-
-
-def _parsed(source: Source, data: bytes) -> dict[str, Any]:
-    try:
-        parsed = json.loads(data.decode(), object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
-        cause = ValueError(str(error).splitlines()[0][:120])  # the error itself holds the document
-    else:
-        if not isinstance(parsed, dict):
-            raise source.corrupt("a JSON object", type(parsed).__name__)
-        return parsed
-    raise source.corrupt("JSON in UTF-8", str(cause)) from cause
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key twice")
-    return found
 
 
 def _tensor(source: Source, name: str, value: Any, data_start: int) -> Tensor:
@@ -196,30 +142,8 @@ def detect(peek: Peek) -> str | None:
     return f"a header length of {length} and JSON after it, as in safetensors{cut_off}"
 
 
-def detect_index(peek: Peek, suffix: str = ".safetensors") -> str | None:
-    """The index of a model in several files whose names end in `suffix`."""
-    if not re.match(rb"\s*\{", peek.head):
-        return None
-    ending = re.escape(suffix.encode())
-    # Metadata before the map may be as long as it likes; the map then ends the file.
-    is_after_metadata = re.match(rb'\s*\{\s*"metadata"\s*:', peek.head)
-    if re.search(rb'"weight_map"\s*:\s*\{[^}]*?' + ending + rb'"', peek.head) or (
-        is_after_metadata and re.search(rb'"[^"]+' + ending + rb'"\s*\}\s*\}\s*\Z', peek.tail)
-    ):
-        return f"JSON with a weight_map of {suffix} files: the index of a sharded model"
-    return None
-
-
-def is_index(given: Any) -> bool:
-    """Whether this is the index of a sharded model: JSON from the first byte on, which no header's length can look like."""
-    with Source(given) as source:
-        first = source.read(0, min(8, source.size_bytes), "first bytes")
-    return int.from_bytes(first, "little") > MAX_HEADER_BYTES and first.lstrip().startswith(b"{")
-
-
-def inspect_index(given: Any, name: str) -> dict[str, Any]:
-    files = read_index(given, name)
-    return {"files": {file: len(names) for file, names in files.items()}, "tensors_total": sum(map(len, files.values()))}
+def detect_index(peek: Peek) -> str | None:
+    return index_in(peek, ".safetensors")
 
 
 def inspect(given: Any, name: str) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from mlup_stream.formats.arrays.safetensors import inspect_index, is_index
 from mlup_stream.formats.pickles.dry_unpickler import DryUnpickler, Inert
 from mlup_stream.formats.pickles.named_globals import first_globals
+from mlup_stream.formats.shards import inspect_index, is_index
 from mlup_stream.formats.source import Source
 from mlup_stream.formats.zip import STORED, ZipMember, walk
 from mlup_stream.units import KIB, MIB

@@ -1,12 +1,12 @@
-"""What tells the index of a torch model in several files: the same JSON as that of a sharded safetensors model."""
+"""What tells the index of a torch model in several files."""
 
 from __future__ import annotations
 
-from mlup_stream.formats.arrays.safetensors import detect_index
 from mlup_stream.formats.peek import Peek
+from mlup_stream.formats.shards import index_in
 
 __all__ = ["detect"]
 
 
 def detect(peek: Peek) -> str | None:
-    return detect_index(peek, ".bin")
+    return index_in(peek, ".bin")

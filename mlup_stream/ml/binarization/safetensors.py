@@ -21,8 +21,9 @@ from mlup_stream.delivery.view import View
 from mlup_stream.delivery.writers import announced
 from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, ModelBinarizationError
 from mlup_stream.extras import require
-from mlup_stream.formats.arrays.safetensors import BITS_OF, Header, Tensor, is_index, read_header, read_index
+from mlup_stream.formats.arrays.safetensors import BITS_OF, Header, Tensor, read_header
 from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.shards import is_index, read_index
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.arrays.safetensors_arrays import Arrays, NumpyArrays, TorchTensors
 from mlup_stream.ml.binarization.base import FormatBinarizer

@@ -77,7 +77,7 @@ def _without_parts(folder: str, names: list[str]) -> list[str]:
     indexed = {os.path.splitext(name.removesuffix(_INDEX_SUFFIX))[1] for name in indexes}
     listed: set[str] = set()
     if indexes:
-        from mlup_stream.formats.arrays.safetensors import read_index
+        from mlup_stream.formats.shards import read_index
     for name in indexes:
         with contextlib.suppress(LoadError, OSError):  # one that is damaged is a candidate, and its load says so
             listed.update(read_index(os.path.join(folder, name)))

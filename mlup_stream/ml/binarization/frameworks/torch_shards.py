@@ -9,8 +9,8 @@ from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.terms import Built
 from mlup_stream.errors import CorruptModelError, ModelBinarizationError
-from mlup_stream.formats.arrays.safetensors import is_index, read_index
 from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.shards import is_index, read_index
 
 __all__ = ["joined", "shards_of"]
 
