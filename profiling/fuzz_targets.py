@@ -127,7 +127,7 @@ def _safetensors(data: bytes, given: Any) -> str:
 
 
 def _safetensors_index(data: bytes, given: Any) -> str:
-    files = _of("arrays.safetensors", "read_index")(given)
+    files = _of("shards", "read_index")(given)
     _hold(all(name and "/" not in name and "\\" not in name for name in files), "names of files beside the index")
     return f"{min(len(files), 2)} files"
 
