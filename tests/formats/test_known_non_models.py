@@ -11,11 +11,13 @@ import pytest
 from child import run_child
 from given import detected
 
+import mlup_stream as mlup
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import FormatNotRecognizedError, ModelNotFoundError
 from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.shards import read_index
 from mlup_stream.ml.binarization.detection import formats_of
+from mlup_stream.ml.inspection import inspect
 from mlup_stream.ml.storage.local_disk import DiskStorage
 
 
@@ -59,6 +61,7 @@ NODE = field(1, b"input") + field(2, b"Placeholder") + field(5, field(1, b"dtype
         ('<?xml version="1.0"?>\n<PMML version="4.4">', "PMML", "web page"),
         ('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "error page", "OpenVINO"),
         (b"CBM1\x30\x01\x00\x00", "CatBoost", "pickle,"),
+        ('{\n  "features_info":\n  {"float_features": []}}', "CatBoost", "configuration of"),
         (b"\x1c\0\0\0ET12" + bytes(100), "ExecuTorch", "zeros"),
         (b"\x1c\0\0\0TFL3" + bytes(100), "TensorFlow Lite", "zeros"),
         ('model_checkpoint_path: "model.ckpt-100"\n', "checkpoints", "script"),
@@ -150,6 +153,15 @@ def test_what_keras_and_tensorflow_write_beside_models_is_told(tmp_path: Path) -
     for name, says in {**found, "training": "checkpoint"}.items():
         with pytest.raises(FormatNotRecognizedError, match=says):
             detected(LoadedFile(path=tmp_path / name))
+
+
+def test_a_folder_that_is_no_model_here_is_told(tmp_path: Path) -> None:
+    """A CoreML package, as coremltools writes it: its manifest is not taken for the model."""
+    (tmp_path / "Data" / "com.apple.CoreML").mkdir(parents=True)
+    (tmp_path / "Manifest.json").write_text('{"fileFormatVersion": "1.0.0", "itemInfoEntries": {}}')
+    for act in (mlup.load, inspect):
+        with pytest.raises((ModelNotFoundError, FormatNotRecognizedError), match="CoreML package"):
+            act(tmp_path)
 
 
 @pytest.mark.parametrize("address", ["https://example.org/model.onnx", "s3://bucket/model.pkl", "hf://org/model"])

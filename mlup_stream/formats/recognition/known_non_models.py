@@ -73,7 +73,7 @@ _BEGINNINGS = (
     (rb"\s*(?:<\?xml[^>]*>\s*)?<PMML\s", f"a PMML model; {_NO_BINARIZER}"),
     (rb"\s*<(?:!doctype|html|\?xml)", "a web page or XML, perhaps an error page that was saved as the model; download it again"),
     (rb"binf", "an XGBoost model in the binary format of before 3.1; save it as .ubj with the version that wrote it"),
-    (rb"CBM1", f"a CatBoost model; {_NO_BINARIZER}"),
+    (rb'CBM1|\s*\{\s*"features_info"\s*:', f"a CatBoost model; {_NO_BINARIZER}"),
     (rb".{4}TFL3", f"a TensorFlow Lite model; {_NO_BINARIZER}"),
     (rb".{4}ET\d\d", f"an ExecuTorch program; {_NO_BINARIZER}"),
     (

@@ -17,7 +17,7 @@ from mlup_stream.errors import LoadError
 from mlup_stream.plugins import plugged_in
 from mlup_stream.registry import KNOWN_SUFFIXES
 
-__all__ = ["is_model_folder", "models_in"]
+__all__ = ["is_model_folder", "models_in", "seems"]
 
 _VAGUE_SUFFIXES = (".json", ".txt", ".bin")
 _INDEX_SUFFIX = ".index.json"
@@ -55,14 +55,24 @@ def models_in(folder: str, names: list[str]) -> list[str]:
     found = [name for name in known if name not in vague or _is_model(folder, name)]
     if not found:
         others = [name for name in names if name not in known]
-        # One that is no model is named in the error of its load; of several, all are.
-        found = [name for name in others[:_LOOKED_AT] if _is_model(folder, name)] or (vague if len(vague) == 1 else [])
+        found = [name for name in others[:_LOOKED_AT] if _is_model(folder, name)]
+        if not found and len(vague) == 1 and not seems(folder):
+            found = vague  # whose load says what is wrong with it
     return _one_of_a_hub(_without_parts(folder, found))
 
 
 def is_model_folder(path: str) -> bool:
     """Whether the folder itself is a model, as a SavedModel is."""
     return os.path.isdir(path) and _is_model(*os.path.split(path))
+
+
+def seems(folder: str) -> str:
+    """What a folder looks like that is no model here, in words for a message; empty if nobody knows."""
+    from mlup_stream.formats.peek import Peek
+    from mlup_stream.formats.recognition.known_non_models import known_non_model
+
+    with Peek(folder, folder) as peek:
+        return known_non_model(peek) or ""
 
 
 def _is_model(folder: str, name: str) -> bool:

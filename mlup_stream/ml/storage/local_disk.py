@@ -14,7 +14,7 @@ from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import ConfigError, LoadError, ModelNotFoundError, NotAModelFileError
 from mlup_stream.ml.storage.base import BaseStorage
-from mlup_stream.ml.storage.folder import is_model_folder, models_in
+from mlup_stream.ml.storage.folder import is_model_folder, models_in, seems
 
 __all__ = ["DiskStorage"]
 
@@ -130,7 +130,10 @@ class DiskStorage(BaseStorage):
             if fnmatch.filter(entries, self._mask_text):
                 wanted += f" (a regular expression; as the glob that it looks like, write {fnmatch.translate(self._mask_text)!r})"
         shown = ", ".join(entries[:10]) + (f" and {len(entries) - 10} more" if len(entries) > 10 else "")
-        return ModelNotFoundError(f"{folder}: expected {wanted}, found {shown or 'an empty folder'}; set file_mask", path=folder)
+        what = f" ({seems(folder)})" if seems(folder) else ""
+        return ModelNotFoundError(
+            f"{folder}: expected {wanted}, found {shown or 'an empty folder'}{what}; set file_mask", path=folder
+        )
 
     @property
     def _mask_text(self) -> str:
