@@ -99,11 +99,9 @@ def rss_bytes() -> int | None:
     status = proc.status()
     if "VmRSS" in status:
         return status["VmRSS"]
-    import psutil
-
     try:
         return int(_this_process().memory_info().rss)
-    except (psutil.Error, OSError):
+    except Exception:  # psutil's own, or no descriptor is left to import it
         return None
 
 
