@@ -11,6 +11,7 @@ import sys
 
 from mlup_stream.delivery.file_system import file_system_of
 from mlup_stream.memory.proc import read_file
+from mlup_stream.memory.recent import Recent
 
 __all__ = ["map_trouble"]
 
@@ -22,6 +23,8 @@ _REMOTE = frozenset(
 _MAPS_OF_A_VIEW = 2
 _SPARE = 16
 """What the framework that is about to be used may want of descriptors and maps."""
+recent_plenty: Recent[bool] = Recent()
+"""Whether half of both was left within the last second: they are not used up before it is over."""
 
 
 def map_trouble(path: str | os.PathLike[str]) -> str | None:
@@ -29,15 +32,21 @@ def map_trouble(path: str | os.PathLike[str]) -> str | None:
     kind = file_system_of(path)
     if kind in _REMOTE or kind.startswith("fuse"):
         return f"the file lies on {kind}, where a map can block or kill the process"
-    if sys.version_info < (3, 13) and _too_few_left(_count("/proc/self/fd"), _descriptor_limit()):
+    if recent_plenty.get(os.getpid()):
+        return None
+    descriptors = (_count("/proc/self/fd"), _descriptor_limit()) if sys.version_info < (3, 13) else (None, None)
+    maps = (_count_lines("/proc/self/maps"), _number("/proc/sys/vm/max_map_count"))
+    if _too_few_left(*descriptors):
         return "few file descriptors are left, and each map keeps one"
-    if _too_few_left(_count_lines("/proc/self/maps"), _number("/proc/sys/vm/max_map_count")):
+    if _too_few_left(*maps):
         return "few maps are left of vm.max_map_count"
+    if not _too_few_left(*descriptors, share=2) and not _too_few_left(*maps, share=2):
+        recent_plenty.put(os.getpid(), True)
     return None
 
 
-def _too_few_left(used: int | None, limit: int | None) -> bool:
-    return used is not None and limit is not None and used + _MAPS_OF_A_VIEW + _SPARE > limit
+def _too_few_left(used: int | None, limit: int | None, share: int = 1) -> bool:
+    return used is not None and limit is not None and used + _MAPS_OF_A_VIEW + _SPARE > limit // share
 
 
 def _count(folder: str) -> int | None:

@@ -16,8 +16,9 @@ from mlup_stream.errors import ConfigError
 from mlup_stream.memory.cgroup import Cgroup, cgroup_limits
 from mlup_stream.memory.limit import Counts, Limit
 from mlup_stream.memory.proc import number_after, read_file
+from mlup_stream.memory.recent import Recent
 from mlup_stream.memory.rlimit import rlimits
-from mlup_stream.units import format_bytes, parse_bytes
+from mlup_stream.units import MIB, format_bytes, parse_bytes
 
 __all__ = ["Available", "Budget", "available"]
 
@@ -155,7 +156,12 @@ class Available:
 
 
 def available(
-    budget: Budget | None = None, *, spent_bytes: int = 0, root: str = "/", groups: tuple[Cgroup, ...] | None = None
+    budget: Budget | None = None,
+    *,
+    spent_bytes: int = 0,
+    root: str = "/",
+    groups: tuple[Cgroup, ...] | None = None,
+    small: bool = False,
 ) -> Available:
     """How many bytes this process may still take. Takes 0.2 ms and more, by the depth of the control group.
 
@@ -164,13 +170,26 @@ def available(
         spent_bytes: How much of the user's bytes has been taken since they were given.
         root: The folder under which `/proc` and the control groups' mounts lie.
         groups: What `memory_cgroups` found before.
+        small: Whether it is asked for a load so small that figures of the last second will do, where they leave much.
     """
     budget = budget if budget is not None else Budget()
-    limits = [_part_of(limit, budget.fraction) for limit in (*cgroup_limits(root, groups), *_host_limits(root))]
-    limits.extend(rlimits())
+    limits = [*_system_limits(budget.fraction, root, groups, small)]
     if budget.limit_bytes is not None:
         limits.append(Limit("memory_budget", "the memory_budget setting", budget.limit_bytes, max(0, spent_bytes)))
     return Available.of(limits)
+
+
+_MUCH_BYTES = 256 * MIB
+_recent: Recent[tuple[Limit, ...]] = Recent()
+
+
+def _system_limits(fraction: float, root: str, groups: tuple[Cgroup, ...] | None, small: bool) -> tuple[Limit, ...]:
+    asked_of = (os.getpid(), fraction, root, groups)
+    recent = _recent.get(asked_of) if small else None
+    if recent is not None and min((limit.available_bytes for limit in recent), default=_MUCH_BYTES) >= _MUCH_BYTES:
+        return recent
+    found = [_part_of(limit, fraction) for limit in (*cgroup_limits(root, groups), *_host_limits(root))]
+    return _recent.put(asked_of, (*found, *rlimits()))
 
 
 def _part_of(limit: Limit, fraction: float) -> Limit:

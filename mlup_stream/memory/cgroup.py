@@ -68,7 +68,13 @@ def memory_cgroups(root: str = "/") -> tuple[Cgroup, ...]:
     Args:
         root: The folder under which `/proc` and the mounts lie.
     """
-    paths = _own_paths(read_file(os.path.join(root, "proc/self/cgroup")))
+    return _groups_of(root, read_file(os.path.join(root, "proc/self/cgroup")))
+
+
+@functools.lru_cache(maxsize=8)
+def _groups_of(root: str, own: bytes) -> tuple[Cgroup, ...]:
+    """Asked again when the process was moved: the mounts of a running process hardly ever change."""
+    paths = _own_paths(own)
     found = []
     for version, path in paths.items():
         mounts = [each for each in _mounts(read_file(os.path.join(root, "proc/self/mountinfo"))) if each.version == version]

@@ -37,16 +37,14 @@ from mlup_stream.memory.report import MemoryReport
 from mlup_stream.memory.rlimit import guard_of, hard_limit
 from mlup_stream.memory.running import Running, admitted, promised
 from mlup_stream.memory.ticket import LoadTicket, TicketOffice
-from mlup_stream.memory.watch import Watch, is_out_of_memory
-from mlup_stream.units import MIB, format_bytes
+from mlup_stream.memory.watch import SMALL_BYTES, Watch, is_out_of_memory
+from mlup_stream.units import format_bytes
 
 __all__ = ["Admission", "MemoryGovernor"]
 
 logger = logging.getLogger("mlup_stream")
 
 _LIMITS = ("soft", "hard")
-_LEARNED_FROM_BYTES = 1 * MIB
-"""What a smaller file takes is lost in the noise of a process, and its load would notice the cost of remembering it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +60,8 @@ class Admission:
         size_bytes: The size of what is to be loaded; None if that is not known.
         room: What was available then; None when no budget is in force.
         asked: The one delivery that the user asked for.
+        small: Whether it is not worth a close look, see `watch.SMALL_BYTES`.
+        calls_what_it_names: Whether it can take more than its headers say, see `rlimit.guard_of`.
     """
 
     name: str
@@ -72,6 +72,8 @@ class Admission:
     size_bytes: int | None = None
     room: Available | None = None
     asked: str | None = None
+    small: bool = False
+    calls_what_it_names: bool = False
 
     @property
     def delivery(self) -> str:
@@ -133,7 +135,7 @@ class MemoryGovernor:
         self._ticket = ticket
         self._ticket_timeout_seconds = ticket_timeout_seconds
         self._open: list[Admission] = []
-        self._private_at_start_bytes = private_bytes()
+        self._private_at_start_bytes = private_bytes() if self.budget.limit_bytes is not None else 0
 
     def __enter__(self) -> MemoryGovernor:
         return self
@@ -144,10 +146,10 @@ class MemoryGovernor:
         while self._open:  # loads that were planned and not carried out
             self._end(self._open[-1])
 
-    def available(self) -> Available:
-        """How many bytes may still be taken, and by which limit."""
+    def available(self, *, small: bool = False) -> Available:
+        """How many bytes may still be taken, and by which limit; for a load that is `small`, as of the last second."""
         spent_bytes = private_bytes() - self._private_at_start_bytes if self.budget.limit_bytes is not None else 0
-        room = available(self.budget, spent_bytes=spent_bytes, root=self._root, groups=self._groups)
+        room = available(self.budget, spent_bytes=spent_bytes, root=self._root, groups=self._groups, small=small)
         if self.limit == "hard" and room.bytes is not None:
             # What was taken as address space cannot be taken as pages: copy-on-write maps and thread stacks count from here on.
             used_bytes = status().get("VmData", 0)
@@ -212,6 +214,7 @@ class MemoryGovernor:
         format: str = "",
         variant: str = "",
         freed_bytes: int = 0,
+        calls_what_it_names: bool = False,
     ) -> Admission:
         """Admits a load by the first delivery that fits, waiting for its turn if tickets are in use.
 
@@ -224,6 +227,7 @@ class MemoryGovernor:
             format: Its format, for the same.
             variant: Whatever else changes what the load takes.
             freed_bytes: What this process will let go of before the load begins, if it is admitted: the model that it replaces.
+            calls_what_it_names: Whether it can take more than its headers say, see `rlimit.guard_of`.
 
         Raises:
             MemoryBudgetExceeded: No delivery fits.
@@ -231,7 +235,9 @@ class MemoryGovernor:
         """
         known, keys = self._refined(estimates, size_bytes=size_bytes, path=path, format=format, variant=variant)
         with self._doubting(known, keys):
-            return self._admitted(known, keys, name, asked, size_bytes, freed_bytes)
+            admission = self._admitted(known, keys, name, asked, size_bytes, freed_bytes, calls_what_it_names)
+        self._open.append(admission)
+        return admission
 
     def _admitted(
         self,
@@ -241,22 +247,25 @@ class MemoryGovernor:
         asked: str | None,
         size_bytes: int | None,
         freed_bytes: int,
+        calls_what_it_names: bool,
     ) -> Admission:
-        began_bytes = private_bytes()
+        small = size_bytes is not None and size_bytes < SMALL_BYTES and all(map(_is_small, known.values()))
+        began_bytes = private_bytes() if self._ticket else 0
 
         def attempt(tickets_bytes: int) -> tuple[tuple[Choice, Available, Running], int | None]:
             # A budget in bytes is for what is taken from its turn on, not for what others took while it waited.
             nonlocal began_bytes
-            now_bytes = private_bytes()
-            self._private_at_start_bytes += now_bytes - began_bytes
-            began_bytes = now_bytes
+            if self._ticket:
+                now_bytes = private_bytes()
+                self._private_at_start_bytes += now_bytes - began_bytes
+                began_bytes = now_bytes
 
             def beside(promised_bytes: int, others: str) -> tuple[tuple[Choice, Available], int]:
                 # Tickets tell of this process's loads too, but not against limits that are its own.
-                room = self._room().less(tickets_bytes).more(freed_bytes)
+                room = self._room(small).less(tickets_bytes).more(freed_bytes)
                 room = room.promised(promised_bytes, others, shared=not self._ticket)
                 choice = admit(known, room, name=name, asked=asked)
-                return (choice, room), choice.chosen.needed_bytes or 0
+                return (choice, room), 0 if small else choice.chosen.needed_bytes or 1
 
             (choice, room), running = admitted(name, beside)
             return (choice, room, running), choice.chosen.needed_bytes if choice.chosen.known else None
@@ -273,11 +282,8 @@ class MemoryGovernor:
             logger.warning("%s", choice.warning)
         sure = choice.estimate is not None and choice.estimate.certainty is Certainty.EXACT
         key = None if sure else keys.get(choice.delivery)
-        admission = Admission(
-            name, choice, running, key, ticket, size_bytes, room if self.budget.enforced else None, asked
-        )
-        self._open.append(admission)
-        return admission
+        found = room if self.budget.enforced else None
+        return Admission(name, choice, running, key, ticket, size_bytes, found, asked, small, calls_what_it_names)
 
     def confirm(self, admission: Admission, *, held_by: tuple[str, ...] = ()) -> Admission:
         """A load that was admitted with `freed_bytes`, once more, now that they were let go of: with what really came back.
@@ -315,8 +321,8 @@ class MemoryGovernor:
                     self.learned.doubt(key)
             raise
 
-    def _room(self) -> Available:
-        return self.available() if self.budget.enforced else Available(())
+    def _room(self, small: bool = False) -> Available:
+        return self.available(small=small) if self.budget.enforced else Available(())
 
     def _end(self, admission: Admission) -> None:
         """The load is over, or will not be: the next one gets its turn."""
@@ -341,6 +347,8 @@ class MemoryGovernor:
             # Under a hard limit it is the last byte that counts: asked again.
             room=admission.room if self.limit != "hard" else None,
             running=admission.running,
+            small=admission.small,
+            calls_what_it_names=admission.calls_what_it_names,
         )
         with watched as watch:
             try:
@@ -370,6 +378,8 @@ class MemoryGovernor:
         on_settled: Callable[[MemoryReport], None] | None = None,
         room: Available | None = None,
         running: Running | None = None,
+        small: bool = False,
+        calls_what_it_names: bool = False,
     ) -> Iterator[Watch]:
         watch = Watch(
             name,
@@ -377,15 +387,20 @@ class MemoryGovernor:
             room=room,
             estimate=estimate,
             size_bytes=size_bytes,
-            pressure=PressureMeter(self._root, self._groups),
+            pressure=None if small else PressureMeter(self._root, self._groups),
             on_settled=on_settled,
             running=running,
+            small=small,
         )
         with contextlib.ExitStack() as ending:
             watch.start()
             ending.callback(watch.stop)
             room_bytes = None if watch.room is None else watch.room.bytes
-            guard_bytes = guard_of(estimate, size_bytes, room_bytes) if running is not None and self.limit != "hard" else None
+            guard_bytes = None
+            if running is not None and self.limit != "hard":
+                guard_bytes = guard_of(estimate, size_bytes, room_bytes, calls_what_it_names=calls_what_it_names)
+            if guard_bytes is not None and running is not None:
+                guard_bytes += running.beside_bytes  # other threads are under it too
             limit_bytes = room_bytes if self.limit == "hard" else guard_bytes
             hard: Limit | None = None
             try:
@@ -419,7 +434,7 @@ class MemoryGovernor:
             delivery = getattr(delivery, "value", delivery)
             key = LoadKey.of(path, format, delivery, variant) if path is not None and format else None
             measured = None
-            if key is not None and key.size_bytes >= _LEARNED_FROM_BYTES:
+            if key is not None and key.size_bytes >= SMALL_BYTES:
                 keys[delivery] = key
                 measured = self.learned.recall(key)
                 estimate = refined(estimate, measured)
@@ -437,6 +452,10 @@ class MemoryGovernor:
         measured = _measured(report)
         if admission.key is not None and measured is not None:
             self.learned.record(admission.key, measured, admission.name)
+
+
+def _is_small(estimate: Estimate | None) -> bool:
+    return estimate is None or estimate.peak_anon_bytes + estimate.mapped_bytes < SMALL_BYTES
 
 
 def _measured(report: MemoryReport) -> Measured | None:

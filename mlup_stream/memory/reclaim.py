@@ -46,7 +46,9 @@ def promotions() -> int:
     return int(statistics[_SECOND]["collections"] + statistics[_OLDEST]["collections"])
 
 
-def give_back(*releases: Callable[[], tuple[str, ...]], promotions_before: int | None = None) -> tuple[ReclaimStep, ...]:
+def give_back(
+    *releases: Callable[[], tuple[str, ...]], promotions_before: int | None = None, small: bool = False
+) -> tuple[ReclaimStep, ...]:
     """Releases raw data, runs the collector, trims the allocator.
 
     Args:
@@ -54,10 +56,13 @@ def give_back(*releases: Callable[[], tuple[str, ...]], promotions_before: int |
             reported as a holder: this runs on the way out of failed loads, whose own error must not be replaced.
         promotions_before: What `promotions` was when that began of which memory is to come back: what is older is then not
             collected, where the collector can tell them apart. By default everything is.
+        small: Whether so little was taken that the collector and the allocator would cost more than they return.
 
     Returns:
-        One `ReclaimStep` for each of the three, in this order.
+        One `ReclaimStep` for each of the three, in this order; for what is small, the first alone, without a figure.
     """
+    if small:
+        return (ReclaimStep("raw data released", 0, tuple(holder for release in releases for holder in _released(release))),)
     trim = allocator.find_trim()  # before anything is measured: finding it costs memory once
     steps: list[ReclaimStep] = []
     before_bytes = rss_bytes()

@@ -85,7 +85,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_hard_limits.leave_to_parent)
 
 
-def guard_of(estimate: Estimate | None, size_bytes: int | None, room_bytes: int | None) -> int | None:
+def guard_of(
+    estimate: Estimate | None, size_bytes: int | None, room_bytes: int | None, *, calls_what_it_names: bool = False
+) -> int | None:
     """How much a load may take of private writable memory when nothing sure is known of what it takes; None for no guard.
 
     Between two looks at the memory a dict of millions doubles, or an array is copied: a step that nobody foresees, for which
@@ -95,13 +97,16 @@ def guard_of(estimate: Estimate | None, size_bytes: int | None, room_bytes: int 
         estimate: What is known.
         size_bytes: The size of the file.
         room_bytes: What is left; None if nothing limits it.
+        calls_what_it_names: Whether it can take what no header tells: a pickle of 60 bytes may ask for a gigabyte of zeros.
     """
     sure = estimate is not None and estimate.certainty is not Certainty.UNKNOWN
-    if room_bytes is None or sure or _soft_data_bytes() is None:
+    if room_bytes is None or (sure and not calls_what_it_names) or _soft_data_bytes() is None:
         return None
     # A copy-on-write map of the file is counted, though it takes no memory before it is written to.
     mapped_bytes = (size_bytes or 0) if estimate is None else estimate.copy_on_write_bytes
-    return max(0, room_bytes - room_bytes // _PAGE_TABLE_SHARE - _SPARE_BYTES) + mapped_bytes
+    # What was admitted for sure, to the last byte of the room, it may have in any case.
+    admitted_bytes = estimate.peak_anon_bytes * 21 // 20 + _SPARE_BYTES if estimate is not None and sure else 0
+    return max(admitted_bytes, room_bytes - room_bytes // _PAGE_TABLE_SHARE - _SPARE_BYTES) + mapped_bytes
 
 
 @contextlib.contextmanager

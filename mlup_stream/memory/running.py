@@ -24,7 +24,7 @@ class Running:
 
     Attributes:
         name: What is loaded.
-        needed_bytes: The private memory that it was admitted with.
+        needed_bytes: The private memory that it was admitted with; 0 if it is too small to be anybody's rival.
         alone: Whether none of another thread has overlapped it so far.
         beside_bytes: What those that have were admitted with, together.
     """
@@ -35,6 +35,9 @@ class Running:
         self.alone = True
         self.beside_bytes = 0
         self._thread = threading.get_ident()
+        self._base_bytes = 0
+        if needed_bytes == 0:
+            return  # too small to be in the way of any other
         self._base_bytes = private_bytes()
         with _lock:
             for other in rivals():
@@ -83,7 +86,10 @@ def admitted(name: str, attempt: Callable[[int, str], tuple[_Admitted, int]]) ->
 def promised() -> tuple[int, str]:
     """The bytes that the loads of other threads will still take, and their names."""
     with _lock:
-        now_bytes, others = private_bytes(), rivals()
+        others = rivals()
+        if not others:
+            return 0, ""
+        now_bytes = private_bytes()
         return sum(other.still_to_take_bytes(now_bytes) for other in others), " and ".join(other.name for other in others)
 
 

@@ -17,13 +17,15 @@ from mlup_stream.memory.report import MemoryReport
 from mlup_stream.memory.running import Running
 from mlup_stream.units import MIB, format_bytes
 
-__all__ = ["Watch", "is_out_of_memory"]
+__all__ = ["SMALL_BYTES", "Watch", "is_out_of_memory"]
 
 # A check costs 0.5 ms. So many bytes of the file may pass between two that a load which grows by ten times what it reads, the
 # worst that was seen, cannot use up what was left at the first of them.
 _PASSED_PER_ROOM = 16
 _FEWEST_PASSED_BYTES = 1 * MIB
 _MOST_PASSED_BYTES = 256 * MIB
+SMALL_BYTES = 1 * MIB
+"""Below this a load is lost in the noise of a process: its peak and what it gives back are not worth what they cost to know."""
 _LAST_BYTES = 4 * MIB
 """What a load of which nothing sure is known has to leave: the next window's growth must still fit."""
 
@@ -55,11 +57,12 @@ class Watch:
         *,
         available: Callable[[], Available] | None,
         estimate: Estimate | None,
-        pressure: PressureMeter,
+        pressure: PressureMeter | None = None,
         room: Available | None = None,
         size_bytes: int | None = None,
         on_settled: Callable[[MemoryReport], None] | None = None,
         running: Running | None = None,
+        small: bool = False,
     ) -> None:
         self.name = name
         self.room = room
@@ -70,7 +73,8 @@ class Watch:
         self._pressure = pressure
         self._on_settled = on_settled
         self._running = running
-        self._meter = PeakMeter()
+        self._small = small
+        self._meter = PeakMeter(exact=not small)
         self._next_check_bytes = 0
         self._started = 0.0
         self._seconds: float | None = None
@@ -83,7 +87,8 @@ class Watch:
         if self.room is None and self._available is not None:
             self.room = self._available()
         self._next_check_bytes = self._step_bytes(self.room)
-        self._pressure.start()
+        if self._pressure is not None:
+            self._pressure.start()
         self._promotions = promotions()
         self._started = time.perf_counter()
         self._meter.start()
@@ -182,7 +187,8 @@ class Watch:
             releases: See `give_back`.
         """
         self.stop()
-        steps = give_back(*releases, promotions_before=self._promotions)
+        stays_small = self._small and (self._meter.sample().private_bytes - self._meter.baseline.private_bytes < SMALL_BYTES)
+        steps = give_back(*releases, promotions_before=self._promotions, small=stays_small)
         self.report = MemoryReport(
             self._meter.baseline,
             self._meter.peak,
@@ -191,7 +197,7 @@ class Watch:
             name=self.name,
             seconds=self._seconds,
             limit=None if self.room is None else self.room.tightest,
-            pressure=self._pressure.stop(),
+            pressure=None if self._pressure is None else self._pressure.stop(),
         )
         if self._on_settled is not None:
             self._on_settled(self.report)

@@ -153,7 +153,14 @@ def plan_load(
     only, candidates, reason = _candidates(artifact, asked, binarizer)
     estimates, load = _weighable(artifact, binarizer, conf, candidates)
     only_name = None if only is None else only.value
-    admission = governor.plan(estimates, name=artifact.name, asked=only_name, freed_bytes=freed_bytes, **load)
+    admission = governor.plan(
+        estimates,
+        name=artifact.name,
+        asked=only_name,
+        freed_bytes=freed_bytes,
+        calls_what_it_names=getattr(binarizer, "calls_what_it_names", True),
+        **load,
+    )
     terms = _terms(conf, Delivery(admission.delivery))
     return LoadPlan(
         binarizer,

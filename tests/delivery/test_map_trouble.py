@@ -13,6 +13,7 @@ import pytest
 from child import run_child
 
 import mlup_stream as mlup
+from mlup_stream.delivery import file_system
 from mlup_stream.delivery.file_system import file_system_of
 from mlup_stream.delivery.map_trouble import map_trouble
 
@@ -24,6 +25,7 @@ def _mounted(monkeypatch: pytest.MonkeyPatch, *mounts: tuple[str, str]) -> None:
 
     table = [Mount("x", point, kind, "rw") for point, kind in (("/", "ext4"), *mounts)]
     monkeypatch.setattr(psutil, "disk_partitions", lambda all=False: table)
+    file_system.recent_kinds.forget()
 
 
 def test_the_deepest_mount_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -63,8 +65,9 @@ def test_few_descriptors_speak_against_a_map(tmp_path: Path) -> None:
     """With the limit nearly reached the trouble is named."""
     code = """
         import resource
-        from mlup_stream.delivery.map_trouble import map_trouble
+        from mlup_stream.delivery.map_trouble import map_trouble, recent_plenty
         before = map_trouble(path)
+        recent_plenty.forget()
         resource.setrlimit(resource.RLIMIT_NOFILE, (16, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         answer([before, map_trouble(path)])
     """

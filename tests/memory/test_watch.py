@@ -161,7 +161,7 @@ def test_one_large_payload_is_watched_window_by_window(tmp_path) -> None:  # typ
         from mlup_stream.errors import MemoryBudgetExceeded
         from mlup_stream.memory import governor as governing
         from mlup_stream.memory.governor import MemoryGovernor
-        governing.guard_of = lambda *_: None  # which would fail the allocation at once; not every system has it
+        governing.guard_of = lambda *_, **__: None  # which would fail the allocation at once; not every system has it
         artifact = artifact_of(LoadedFile(path=path))
         with MemoryGovernor(learned=False) as governor:
             try:

@@ -205,7 +205,7 @@ def test_the_report_is_complete_and_frozen(model_file: Path) -> None:
     assert values["estimate"] is not None
     assert 0 < values["build_seconds"] <= values["seconds"]
     assert values["memory"]["baseline"]["rss_bytes"] <= values["memory"]["peak"]["rss_bytes"]
-    assert [step["name"] for step in values["memory"]["steps"]] == ["raw data released", "collector run", "allocator trimmed"]
+    assert [step["name"] for step in values["memory"]["steps"]] == ["raw data released"]  # of a small load
     with pytest.raises(AttributeError):
         report.file = "x"  # type: ignore[misc]
 

@@ -12,6 +12,7 @@ Sources: PEP 3154 (frames), `pickletools` (opcodes), joblib's `numpy_pickle.py`,
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import struct
 from collections.abc import Callable
@@ -47,6 +48,7 @@ _MAX_FRAMES = 4096  # of 64 KiB and more each: what takes longer to walk is deci
 _FRAME_END_BYTES = 2 * KIB
 _WHOLE_FRAME_BYTES = 64 * KIB
 _SEARCHED_BYTES = 16 * KIB
+_FIRST_OPCODES = 3  # a text that begins like a pickle goes wrong within them
 
 _TELLING = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "GLOBAL", "INST"})
 _TELLING_OPCODES = 4
@@ -81,8 +83,7 @@ def writer_of(read_at: ReadAt, size_bytes: int | None) -> Writer | None:
         return None
     if _WRAPPER.search(head):
         return Writer.JOBLIB
-    read = _read_opcodes(head, size_bytes)
-    if len(read.names) < 3 and read.problem:
+    if _read_opcodes(head, size_bytes, most=_FIRST_OPCODES).problem:
         return None
     if head[1] >= _FIRST_PROTOCOL_WITH_FRAMES and _step(read_at(2, _STEP_BYTES)) is not None:
         return _by_frames(read_at, size_bytes)
@@ -192,7 +193,8 @@ class _Opcodes(NamedTuple):
     """Whether what follows makes no sense, rather than not being there."""
 
 
-def _read_opcodes(head: bytes, size_bytes: int | None) -> _Opcodes:
+def _read_opcodes(head: bytes, size_bytes: int | None, most: int | None = None) -> _Opcodes:
+    """The opcodes at the beginning, at most so many of them."""
     import pickletools  # here, because importing it takes 2 ms
 
     names: list[str] = []
@@ -200,7 +202,7 @@ def _read_opcodes(head: bytes, size_bytes: int | None) -> _Opcodes:
     file = io.BytesIO(head)
     position = 0
     try:
-        for opcode, argument, _ in pickletools.genops(file):
+        for opcode, argument, _ in itertools.islice(pickletools.genops(file), most):
             if not _moves(stack, opcode) or (opcode.name in _NAMING and not _DOTTED_NAMES.fullmatch(str(argument))):
                 return _Opcodes(names, position, len(stack), True)
             names.append(opcode.name)

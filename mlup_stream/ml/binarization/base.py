@@ -34,6 +34,8 @@ class BaseBinarizer(metaclass=abc.ABCMeta):
 
     deliveries: ClassVar[tuple[Delivery, ...]] = (Delivery.PATH, Delivery.BYTES)
     """The deliveries that it accepts, the cheapest in memory first."""
+    calls_what_it_names: ClassVar[bool] = True
+    """Whether building calls what the file names, which may take memory that no header tells of."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """The modules that `prepare` imports, so that what their import takes can be weighed before."""
 
@@ -93,6 +95,7 @@ class FormatBinarizer(BaseBinarizer):
 
     format: ClassVar[str]
     """A `Format`, or the name of somebody else's."""
+    calls_what_it_names = False
     option_names: ClassVar[frozenset[str]] = frozenset()
     """The names that `binarization_kwargs` may have."""
     corrupt: ClassVar[tuple[type[Exception], ...]] = (EOFError, ValueError, struct.error, zlib.error, OverflowError)

@@ -49,6 +49,7 @@ class PickleBinarizer(FormatBinarizer):
     """
 
     format = Format.PICKLE
+    calls_what_it_names = True
     deliveries = (Delivery.VIEW, Delivery.PATH, Delivery.STREAM, Delivery.BYTES)
     option_names: ClassVar[frozenset[str]] = frozenset({"encoding", "errors", "fix_imports", "buffers"})
 
