@@ -44,7 +44,7 @@ $(VENV)/.lint: $(VENV)/.test
 	@touch $@
 
 demo: $(VENV)/.demo
-	$(VENV)/bin/mlup-stream demo
+	$(VENV)/bin/python profiling/demo.py
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not torch and not tensorflow and not slow"

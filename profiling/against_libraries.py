@@ -21,8 +21,7 @@ import answers
 import common
 import formats
 from common import LIBRARY
-
-from mlup_stream.cli.fresh_process import ChildFailed
+from fresh_process import ChildFailed
 
 TINY_BYTES = 4096
 ANSWERS_MAY_DIFFER = 1e-5  # of the largest number: float32 sums in another order
@@ -35,7 +34,7 @@ HEADINGS = (
 
 def measure(case: str, path: str, tiny: str, way: str, optimize: str) -> dict[str, Any]:
     """One load of one file. For a fresh process."""
-    from mlup_stream.cli.measured import measured
+    from measurement import measured
 
     chosen = formats.case_named(case)
     formats.import_modules(chosen)

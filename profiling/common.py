@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlup_stream.cli.fresh_process import call_fresh
-from mlup_stream.cli.measured import call_measured
+from fresh_process import call_fresh
+from measurement import call_measured
+
 from mlup_stream.memory.residency import cached_fraction
 from mlup_stream.units import format_bytes, parse_bytes
 

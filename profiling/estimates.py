@@ -21,8 +21,8 @@ from typing import Any
 import common
 import formats
 from common import LIBRARY
+from fresh_process import ChildFailed
 
-from mlup_stream.cli.fresh_process import ChildFailed
 from mlup_stream.units import MIB
 
 EXACT_WITHIN = 0.05
@@ -35,7 +35,8 @@ HEADINGS = (
 
 def measure(case: str, path: str, way: str) -> dict[str, Any]:
     """The estimate of one delivery, and one load by it. For a fresh process."""
-    from mlup_stream.cli.measured import measured
+    from measurement import measured
+
     from mlup_stream.memory.governor import MemoryGovernor
 
     chosen = formats.case_named(case)

@@ -227,7 +227,8 @@ def prepared(
     path: str, delivery: str, *, optimize: str = "memory", options: tuple[tuple[str, Any], ...] = ()
 ) -> Callable[[], MLupModel]:
     """A function that loads `path` as its users do, by detection; everything it will import is imported already."""
-    from mlup_stream.cli.measured import warm_up
+    from measurement import warm_up
+
     from mlup_stream.config import Config
     from mlup_stream.ml.model import MLupModel
     from mlup_stream.registry import binarization_type_of, binarizer_class

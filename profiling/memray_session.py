@@ -21,8 +21,7 @@ from typing import Any
 import common
 import formats
 from common import LIBRARY
-
-from mlup_stream.cli.fresh_process import ChildFailed
+from fresh_process import ChildFailed
 
 # Objects/obmalloc.c: arenas of pymalloc, with and without its radix tree.
 ARENA_BYTES = frozenset({1 << 20, 1 << 18})
@@ -49,7 +48,7 @@ def load(path: str, format_name: str, way: str) -> Any:
 
 def measure(path: str, format_name: str, way: str) -> dict[str, Any]:
     """One load, measured by the kernel. For a fresh process."""
-    from mlup_stream.cli.measured import measured
+    from measurement import measured
 
     return measured(load(path, format_name, way), lambda _: None)
 

@@ -25,8 +25,8 @@ import common
 import formats
 import limiters
 from common import LIBRARY
+from fresh_process import ChildFailed
 
-from mlup_stream.cli.fresh_process import ChildFailed
 from mlup_stream.units import MIB, format_bytes
 
 IMPORTS = "imports alone"

@@ -64,7 +64,7 @@ SECTIONS = {
     "demo": Section(
         "The demo",
         "Real models, each load in a fresh process, the library's own call first.",
-        ("mlup-stream demo",),
+        ("python profiling/demo.py",),
     ),
     "libraries": Section(
         "Against each library's own call",

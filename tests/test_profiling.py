@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fresh_process import ChildFailed, call_fresh
+from measurement import call_measured
 
-from mlup_stream.cli.fresh_process import ChildFailed, call_fresh
-from mlup_stream.cli.measured import call_measured
 from mlup_stream.units import MIB
 
 numpy = pytest.importorskip("numpy", reason="the models are arrays")
@@ -61,7 +61,7 @@ def spiking(spike_bytes: int) -> dict[str, Any]:
     """For a fresh process: a load that takes private memory, touches it and gives it back before it returns."""
     import mmap
 
-    from mlup_stream.cli.measured import measured
+    from measurement import measured
 
     def load() -> int:
         # Shared, which is the default, would be shared memory.

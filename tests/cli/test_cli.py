@@ -30,7 +30,7 @@ def test_help_lists_every_subcommand() -> None:
     """Each subcommand is there, with its module's docstring as help."""
     done = _run("--help")
     assert done.returncode == 0
-    for name in ("demo", "inspect", "learned", "load", "pack", "plan"):
+    for name in ("inspect", "learned", "load", "pack", "plan"):
         assert f"\n  {name} " in done.stdout
         assert _run(name, "--help").returncode == 0
 

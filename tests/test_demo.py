@@ -19,15 +19,16 @@ pytest.importorskip("click", reason="the command line")
 pytest.importorskip("sklearn", reason="the demo trains scikit-learn models")
 pytest.importorskip("onnxruntime", reason="the demo runs an ONNX network")
 
+import demo
+import demo_run
 from click.testing import CliRunner
+from demo_loads import LIBRARY
+from demo_models import DEMO_MODELS
+from fresh_process import ChildFailed
 
-from mlup_stream.cli import demo, demo_run
-from mlup_stream.cli.demo_loads import LIBRARY
-from mlup_stream.cli.demo_models import DEMO_MODELS
-from mlup_stream.cli.fresh_process import ChildFailed
 from mlup_stream.registry import binarizer_class
 
-RUN = "import sys; from mlup_stream.cli.main import main; sys.argv[0] = 'mlup-stream'; main()"
+RUN = "import sys; sys.path.insert(0, sys.argv.pop(1)); import demo; demo.command()"
 HEEDS_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 """What a shell starts in the background ignores SIGINT, and so do its children: the test must not depend on who started it."""
 
@@ -191,7 +192,9 @@ def test_a_size_that_is_none_is_refused(size: str) -> None:
 def test_an_interrupted_demo_leaves_nothing(number: int, temporary: Path) -> None:
     """Ctrl-C and SIGTERM end the demo and its child, and its folder is gone."""
     with subprocess.Popen(
-        [sys.executable, "-c", HEEDS_SIGINT + RUN, "demo", "--size", "64MiB"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", HEEDS_SIGINT + RUN, os.path.dirname(demo.__file__), "--size", "64MiB"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         try:
             deadline = time.monotonic() + 60

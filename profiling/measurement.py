@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mlup_stream.cli.fresh_process import FreshCall
+from fresh_process import FreshCall
+
 from mlup_stream.memory.meter import PeakMeter, snapshot
 from mlup_stream.up import load
 

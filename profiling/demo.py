@@ -19,13 +19,13 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import click
+from demo_run import run, steps
+from demo_table import print_results
+from fresh_process import ChildFailed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mlup_stream.cli.demo_run import run, steps
-from mlup_stream.cli.demo_table import print_results
 from mlup_stream.cli.exit_codes import exit_on_error
-from mlup_stream.cli.fresh_process import ChildFailed
 from mlup_stream.extras import require
 from mlup_stream.units import MIB, format_bytes, parse_bytes
 
@@ -46,7 +46,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
     return size_bytes
 
 
-@click.command("demo", help=__doc__)
+@click.command(help=__doc__)
 @click.option("--size", "size_bytes", default="256MiB", show_default=True, callback=_size, help="The least size of each file.")
 @click.option("--keep", type=click.Path(file_okay=False), help="Write the models to this folder and leave them there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON.")
@@ -113,3 +113,7 @@ def _run(folder: str, size_bytes: int) -> list[dict[str, Any]]:
             raise click.ClickException(f"the models could not be made: {error}") from error
         bar.update(task, description="done", completed=begun)
     return results
+
+
+if __name__ == "__main__":
+    command()

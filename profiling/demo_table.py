@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from demo_loads import LIBRARY
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlup_stream.cli.demo_loads import LIBRARY
 from mlup_stream.constants import Delivery
 from mlup_stream.units import format_bytes
 

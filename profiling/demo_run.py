@@ -8,10 +8,11 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mlup_stream.cli.demo_loads import LIBRARY
-from mlup_stream.cli.demo_models import DEMO_MODELS, DemoModel
-from mlup_stream.cli.fresh_process import ChildFailed, FreshCall
-from mlup_stream.cli.measured import answer_measured
+from demo_loads import LIBRARY
+from demo_models import DEMO_MODELS, DemoModel
+from fresh_process import ChildFailed, FreshCall
+from measurement import answer_measured
+
 from mlup_stream.constants import Delivery
 from mlup_stream.registry import binarizer_class
 
@@ -66,7 +67,7 @@ _TRAINING = {"write_network": "training a network on scikit-learn's digits", "wr
 
 
 def _train(folder: str, size_bytes: int, step: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    calls = {name: ("mlup_stream.cli.demo_models:" + name, {"folder": folder, "size_bytes": size_bytes}) for name in _TRAINING}
+    calls = {name: ("demo_models:" + name, {"folder": folder, "size_bytes": size_bytes}) for name in _TRAINING}
     trained = {}
     with contextlib.ExitStack() as children:
         started = {name: children.enter_context(_call(*call)) for name, call in calls.items()}
@@ -93,7 +94,7 @@ def _loads(folder: str, model: DemoModel, expected: list[list[float]], step: Cal
         with contextlib.ExitStack() as children:
             calls = {
                 way: children.enter_context(
-                    _call("mlup_stream.cli.demo_loads:measure", {"folder": folder, "model": model.file, "delivery": way})
+                    _call("demo_loads:measure", {"folder": folder, "model": model.file, "delivery": way})
                 )
                 for way in ways[first : first + at_a_time]
             }

@@ -77,7 +77,7 @@ class FreshCall:
         self._took_too_long = False
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__; a pipe could fill while nobody reads
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "mlup_stream.cli.fresh_process", function, json.dumps(arguments)],
+            [sys.executable, __file__, function, json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from mlup_stream.cli.demo_models import DEMO_MODELS, ROWS_FILE, DemoModel, load_by_library
-from mlup_stream.cli.measured import measured, warm_up
+from demo_models import DEMO_MODELS, ROWS_FILE, DemoModel, load_by_library
+from measurement import measured, warm_up
+
 from mlup_stream.config import Config
 from mlup_stream.constants import StorageType
 from mlup_stream.extras import require
