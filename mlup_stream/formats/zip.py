@@ -19,7 +19,7 @@ from typing import Any
 from mlup_stream.formats.source import Source
 from mlup_stream.units import MIB
 
-__all__ = ["DEFLATED", "STORED", "ZipEntry", "ZipMember", "locate", "read_directory", "walk"]
+__all__ = ["DEFLATED", "STORED", "ZipEntry", "ZipMember", "read_directory", "walk"]
 
 STORED = 0
 DEFLATED = 8
@@ -100,12 +100,6 @@ def walk(given: Any, name: str | None = None) -> tuple[ZipMember, ...]:
         members = tuple(_locate(source, entry) for entry in entries)
         _refuse_overlaps(source, members, directory_offset)
         return members
-
-
-def locate(given: Any, entry: ZipEntry, name: str | None = None) -> ZipMember:
-    """One entry of the directory with the place of its bytes, when only that one is wanted."""
-    with Source(given, name) as source:
-        return _locate(source, entry)
 
 
 def _directory(source: Source) -> tuple[tuple[ZipEntry, ...], int]:

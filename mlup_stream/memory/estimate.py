@@ -1,7 +1,6 @@
 """What a load will cost, said before it starts: values and their arithmetic. Who knows a format makes them from its headers.
 
     weights = Estimate.in_place(payload_bytes, private_bytes=rest_bytes, certainty=Certainty.EXACT, why="the zip's directory")
-    first.then(second)          # one member after the other: the peak is that of whichever moment is the highest
     estimate.with_raw(size)     # delivery `bytes`: the file lies in memory too until the release
 """
 
@@ -106,20 +105,6 @@ class Estimate:
         if counts is Counts.DATA:
             return self.peak_anon_bytes + self.copy_on_write_bytes
         return self.peak_anon_bytes + self.mapped_bytes
-
-    def then(self, following: Estimate) -> Estimate:
-        """This load, and after it another whose result is held beside: members of an archive, shards."""
-        return Estimate(
-            max(self.peak_anon_bytes, self.settled_anon_bytes + following.peak_anon_bytes),
-            max(self.peak_file_bytes, self.settled_file_bytes + following.peak_file_bytes),
-            self.settled_anon_bytes + following.settled_anon_bytes,
-            self.settled_file_bytes + following.settled_file_bytes,
-            max(self.certainty, following.certainty, key=list(Certainty).index),
-            self.why,
-            self.mapped_bytes + following.mapped_bytes,
-            self.copy_on_write_bytes + following.copy_on_write_bytes,
-            max(self.at_least_bytes, following.at_least_bytes),
-        )
 
     def with_raw(self, size_bytes: int) -> Estimate:
         """The same load out of a copy of the file in memory, which is released at the end."""

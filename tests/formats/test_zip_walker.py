@@ -73,7 +73,6 @@ def test_every_kind_of_source_gives_the_same_members(tmp_path: Path) -> None:
                 zips.ZipEntry(m.name, m.method, m.compressed_bytes, m.size_bytes, m.crc32, m.encrypted, m.header_offset)
                 for m in expected
             )
-            assert zips.locate(source, expected[1]) == expected[1]
         assert not buffered.closed
         assert not raw.closed
     view.release()

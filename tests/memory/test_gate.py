@@ -28,18 +28,6 @@ def room_of(size_bytes: int, counts: Counts = Counts.PRIVATE) -> Available:
     return Available.of([Limit("memory.max", "/group/memory.max", size_bytes + 10 * MIB, 10 * MIB, counts)])
 
 
-def test_one_member_after_another_peaks_at_the_highest_moment() -> None:
-    """What the first leaves lies beside what the second takes: an archive's peak is no sum of peaks."""
-    first = Estimate(100, 10, 60, 5, EXACT, "first", mapped_bytes=50)
-    second = Estimate(30, 20, 30, 20, Certainty.CONSERVATIVE, "second", mapped_bytes=40, copy_on_write_bytes=40)
-    both = first.then(second)
-    assert (both.peak_anon_bytes, both.settled_anon_bytes) == (100, 90)
-    assert (both.peak_file_bytes, both.settled_file_bytes) == (25, 25)
-    assert (both.mapped_bytes, both.copy_on_write_bytes) == (90, 40)
-    assert both.certainty is Certainty.CONSERVATIVE
-    assert first.then(first).peak_anon_bytes == 160
-
-
 def test_raw_bytes_lie_beside_the_model_until_they_are_released() -> None:
     """Delivery `bytes`: the peak is the documented 2x, what settles is not."""
     raw = private(100).with_raw(100)

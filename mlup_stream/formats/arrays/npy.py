@@ -26,11 +26,10 @@ from mlup_stream.formats.arrays.npy_literal import parse_literal
 from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.listing import plain
 from mlup_stream.formats.peek import Peek
-from mlup_stream.formats.share import Share
 from mlup_stream.formats.source import Source
 from mlup_stream.units import MIB
 
-__all__ = ["MAX_HEADER_BYTES", "NpyHeader", "detect", "inspect", "parse_header", "read_header", "share", "told"]
+__all__ = ["MAX_HEADER_BYTES", "NpyHeader", "detect", "inspect", "parse_header", "read_header", "told"]
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 1 * MIB
@@ -117,18 +116,6 @@ def read_header(given: Any, name: str | None = None, *, start: int = 0, size_byt
             return data
 
         return parse_header(read, room_bytes, source.name, start=start)
-
-
-def share(given: Any, name: str | None = None) -> Share:
-    """How much of an `.npy` file is payload: all but the header, unless it holds Python objects.
-
-    Raises:
-        CorruptModelError: As `read_header`.
-    """
-    with Source(given, name) as source:
-        header = read_header(given, name)
-        payload_bytes = 0 if header.has_objects else header.data_bytes
-        return Share(payload_bytes, source.size_bytes - payload_bytes, not header.has_objects, payload_bytes)
 
 
 def parse_header(read: Callable[[int], bytes], size_bytes: int, name: str, *, start: int = 0) -> NpyHeader:

@@ -24,11 +24,10 @@ from mlup_stream.formats.arrays.npy import NpyHeader, parse_header, read_header,
 from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.listing import listed
 from mlup_stream.formats.peek import Peek
-from mlup_stream.formats.share import Share
 from mlup_stream.formats.zip import DEFLATED, STORED, ZipMember, walk
 from mlup_stream.units import KIB
 
-__all__ = ["NpzMember", "detect", "inspect", "open_member", "read_members", "share"]
+__all__ = ["NpzMember", "detect", "inspect", "open_member", "read_members"]
 
 _SUFFIX = ".npy"
 _WINDOW_BYTES = 64 * KIB
@@ -87,18 +86,6 @@ def read_members(given: Any, name: str | None = None) -> tuple[NpzMember, ...]:
             file = open(given, "rb") if is_path else given.open()  # noqa: SIM115  # the stack closes it
             stack.callback(file.close)
         return tuple(_member(file, place, called) for place in walk(file, called))
-
-
-def share(given: Any, name: str | None = None) -> Share:
-    """How much of what an `.npz` file holds is payload, once it is unpacked. Arrays of Python objects are structure.
-
-    Raises:
-        CorruptModelError, ModelBinarizationError: As `read_members`.
-    """
-    members = read_members(given, name)
-    sizes = [member.payload_bytes for member in members if not member.has_objects]
-    total_bytes = sum(member.place.size_bytes for member in members)
-    return Share(sum(sizes), total_bytes - sum(sizes), len(sizes) == len(members), max(sizes, default=0))
 
 
 def _member(file: BinaryIO, place: ZipMember, name: str) -> NpzMember:

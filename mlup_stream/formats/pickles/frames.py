@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlup_stream.errors import CorruptModelError
-from mlup_stream.formats.share import Share
 from mlup_stream.formats.source import Source
 from mlup_stream.units import KIB
 
-__all__ = ["PAYLOAD_BYTES", "PickleStructure", "scan", "share", "walk"]
+__all__ = ["PAYLOAD_BYTES", "PickleStructure", "scan", "walk"]
 
 PAYLOAD_BYTES = 64 * KIB
 """From here on picklers leave a payload outside the frames (`_FRAME_SIZE_TARGET` of the standard library)."""
@@ -131,21 +130,6 @@ def scan(given: Any, name: str | None = None, *, max_steps: int = 2**62, start: 
     """
     with Source(given, name) as source:
         return _Walk(source).run(into_frames=True, max_steps=max_steps, start=start)
-
-
-def share(given: Any, name: str | None = None) -> Share:
-    """How much of a pickle is payload, from its frames alone. Text counts as payload: it takes about its own size.
-
-    Raises:
-        CorruptModelError: As `walk`.
-    """
-    found = walk(given, name)
-    return Share(
-        payload_bytes=found.payload_bytes + found.text_bytes,
-        structure_bytes=found.structure_bytes,
-        exact=found.whole,
-        largest_payload_bytes=found.largest_payload_bytes,
-    )
 
 
 class _Walk:

@@ -20,11 +20,10 @@ from typing import Any, ClassVar
 from mlup_stream.errors import CorruptModelError
 from mlup_stream.formats.pickles.dry_unpickler import ArrayState, CannotFollow, DryUnpickler
 from mlup_stream.formats.pickles.frames import PAYLOAD_BYTES, scan
-from mlup_stream.formats.share import Share
 from mlup_stream.formats.source import Source
 from mlup_stream.units import KIB
 
-__all__ = ["JoblibStructure", "SteppedFile", "Survey", "share", "survey"]
+__all__ = ["JoblibStructure", "SteppedFile", "Survey", "survey"]
 
 _MAX_STEPS = 50_000
 _WINDOW_BYTES = 64 * KIB
@@ -84,16 +83,6 @@ def survey(given: Any, name: str | None = None, *, max_steps: int = _MAX_STEPS) 
             whole,
             frozenset(dry.fetched),
         )
-
-
-def share(given: Any, name: str | None = None) -> Share:
-    """How much of a joblib file is payload.
-
-    Raises:
-        CorruptModelError: As `survey`.
-    """
-    found = survey(given, name)
-    return Share(found.payload_bytes, found.structure_bytes, found.whole, found.largest_payload_bytes)
 
 
 class SteppedFile:
