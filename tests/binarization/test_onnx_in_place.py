@@ -26,7 +26,7 @@ from mlup_stream.delivery.artifact import artifact_of  # noqa: E402
 from mlup_stream.delivery.loaded_file import LoadedFile  # noqa: E402
 from mlup_stream.delivery.placement import Placement  # noqa: E402
 from mlup_stream.delivery.terms import Terms  # noqa: E402
-from mlup_stream.errors import ModelBinarizationError, ModelFileChanged, ModelLoadError  # noqa: E402
+from mlup_stream.errors import CorruptModelError, ModelBinarizationError, ModelFileChanged, ModelLoadError  # noqa: E402
 from mlup_stream.formats.onnx.layout import walk  # noqa: E402
 from mlup_stream.ml.binarization.onnx import InferenceSessionFullReturnBinarizer  # noqa: E402
 from mlup_stream.ml.binarization.onnx_runtime import opener as onnx_opener  # noqa: E402
@@ -412,6 +412,43 @@ def test_what_onnxruntime_saves_is_whole(tmp_path: Path, delivery: Delivery, as_
     path.unlink()
     assert saved.stat().st_size > 3 * MATRIX_BYTES
     assert numpy.array_equal(onnxruntime.InferenceSession(saved).run(None, {"x": rows()})[0], answer)
+
+
+def _prepacked(path: Path) -> Path:
+    """The model at `path` as onnxruntime saves it with its weights packed for this processor, by way of our load."""
+    saved = path.with_name("prepacked.onnx")
+    options = {
+        "optimized_model_filepath": str(saved),
+        "session.optimized_model_external_initializers_file_name": saved.name + ".data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": 1024,
+        "session.save_external_prepacked_constant_initializers": 1,
+    }
+    deserialize(InferenceSessionFullReturnBinarizer, Given(path=path, optimize=Optimize.SPEED), sess_options=options)
+    return saved
+
+
+@needs_proc
+@pytest.mark.parametrize("delivery", HUB_DELIVERIES)
+@pytest.mark.parametrize("optimize", list(Optimize))
+def test_weights_that_lie_packed_in_the_file_stay_there(tmp_path: Path, delivery: Delivery, optimize: Optimize) -> None:
+    """What onnxruntime has saved packed is mapped, not packed into memory again: as fast as `speed`, as small as `memory`."""
+    path = _prepacked(build(tmp_path / "m.onnx", width=256))
+    tensors = [tensor for tensor in walk(path).tensors if tensor.prepacked]
+    assert len(tensors) == 3
+    session, placement = load(path, delivery, optimize)
+    assert placement == Placement(3 * 256 * 256 * 4, 0)
+    own = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"x": rows(width=256)})[0]
+    assert session.run(None, {"x": rows(width=256)})[0].tobytes() == own.tobytes()
+
+
+@pytest.mark.parametrize("delivery", HUB_DELIVERIES)
+def test_packed_weights_that_are_cut_off(tmp_path: Path, delivery: Delivery) -> None:
+    """They are part of what has to be there: without them a prediction would die of SIGBUS."""
+    path = _prepacked(build(tmp_path / "m.onnx", width=256))
+    data = path.with_name(path.name + ".data")
+    os.truncate(data, data.stat().st_size - 4096)
+    with pytest.raises(CorruptModelError, match="copy it again"):
+        load(path, delivery)
 
 
 @needs_proc

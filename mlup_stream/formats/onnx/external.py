@@ -29,10 +29,11 @@ _HOISTED_NAME = "mlup_stream.payload.at.%d"
 
 
 class Place(NamedTuple):
-    """Where a payload lies: the file's name as the model gives it, and from which byte."""
+    """Where a payload lies: the file's name as the model gives it, and from which byte; and what else is said of that file."""
 
     location: str
     offset: int
+    more: tuple[tuple[str, str], ...] = ()
 
 
 _Piece = bytes | tuple[int, int]  # what is new, or from where to where it is copied
@@ -121,6 +122,7 @@ def _external(tensor: Tensor, target: Place) -> bytes:
         b"location": os.fsencode(target.location),
         b"offset": b"%d" % target.offset,
         b"length": b"%d" % tensor.size_bytes,
+        **{os.fsencode(key): os.fsencode(value) for key, value in target.more},
     }
     fields = [
         encode_field(TensorField.EXTERNAL_DATA, encode_field(EntryField.KEY, key) + encode_field(EntryField.VALUE, value))

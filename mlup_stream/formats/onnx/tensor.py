@@ -19,6 +19,9 @@ INITIALIZER = "initializer"
 CONSTANT = "Constant"
 """What holds a tensor that is the value of a `Constant` node."""
 
+_PREPACKED = "prepacked_"
+"""What the keys of these entries begin with. Source: onnxruntime's `tensor_external_data_info.cc`."""
+
 EXTERNAL = 1
 """`TensorProto.DataLocation.EXTERNAL`."""
 
@@ -93,6 +96,11 @@ class Tensor:
     def is_packed(self) -> bool:
         """Whether its elements have less than a byte each."""
         return 0 < ELEMENT_BITS.get(self.data_type, 0) < 8
+
+    @property
+    def prepacked(self) -> tuple[tuple[str, str], ...]:
+        """The entries that say where in that file onnxruntime has left its elements as a kernel wants them."""
+        return tuple((key, value) for key, value in self.external.items() if key.startswith(_PREPACKED))
 
     @property
     def type_name(self) -> str:

@@ -10,6 +10,9 @@ onnxruntime 1.32, private memory over the payload, at the peak and settled:
 | `optimize="speed"`, matrices: packed for the kernel | 1, 1 | 2, 2 | 2, 2 |
 | `optimize="speed"`, convolutions: fused, then reordered | 4, 4 | 5, 5 | 4, 4 |
 
+A tensor that lies in the file packed already (`Tensor.prepacked`) is packed once more, to see whether it would be so here; it
+stays in the file if it is, and in memory if not.
+
 By `path` one tensor more is in memory at the peak, the one that is being moved from the parsed file to the session. The rest is
 the structure, which is read, rewritten and parsed, and what onnxruntime keeps for each node.
 """
@@ -64,7 +67,7 @@ def estimate(layout: Layout, delivery: Delivery, optimize: Optimize, abilities: 
         peak_bytes += made.peak * tensor.size_bytes
         settled_bytes += made.settled * tensor.size_bytes
         if tensor.external or delivery is Delivery.VIEW:
-            mapped_bytes += tensor.size_bytes
+            mapped_bytes += tensor.size_bytes * (2 if tensor.prepacked else 1)
         else:
             own_bytes += tensor.size_bytes
             if tensor.where == CONSTANT:
@@ -93,6 +96,6 @@ def _made_of(tensor: Tensor, optimize: Optimize) -> _Factor:
         return _CONVERSION
     if tensor.is_packed:
         return _UNPACKING
-    if optimize is Optimize.MEMORY:
+    if optimize is Optimize.MEMORY and not tensor.prepacked:
         return _AS_IT_IS
     return _REORDERING if len(tensor.dims) > 2 else _PACKING

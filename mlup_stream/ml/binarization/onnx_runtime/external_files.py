@@ -7,14 +7,16 @@ name that a model gives would read files that are none of the model's business.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import PurePath
 
 from mlup_stream.delivery.artifact import Artifact, artifact_of
 from mlup_stream.delivery.loaded_file import LoadedFile
 from mlup_stream.errors import CorruptModelError, ModelBinarizationError, ModelNotFoundError
 from mlup_stream.formats.onnx.layout import Layout
+from mlup_stream.formats.onnx.tensor import Tensor
 
-__all__ = ["check_external_files", "external_files"]
+__all__ = ["check_external_files", "external_files", "prepacked_pieces"]
 
 
 def external_files(
@@ -50,13 +52,14 @@ def external_files(
                 continue
         offset = _number(tensor.external.get("offset"), 0, tensor.name, name)
         length = _number(tensor.external.get("length"), tensor.size_bytes, tensor.name, name)
-        if offset + length > files[location].size_bytes:
-            raise CorruptModelError(
-                f"{name}: expected {length} bytes of {tensor.name!r} at {offset} in {location!r}, found a file of"
-                f" {files[location].size_bytes} bytes; copy it again",
-                path=name,
-                format="onnx",
-            )
+        for start, size_bytes in ((offset, length), *prepacked_pieces(tensor, name)):
+            if start + size_bytes > files[location].size_bytes:
+                raise CorruptModelError(
+                    f"{name}: expected {size_bytes} bytes of {tensor.name!r} at {start} in {location!r}, found a file of"
+                    f" {files[location].size_bytes} bytes; copy it again",
+                    path=name,
+                    format="onnx",
+                )
     return files
 
 
@@ -94,6 +97,17 @@ def _are_folders(folder: str, location: str) -> bool:
     last = max((index for index, part in enumerate(parts) if part == os.pardir), default=0)
     into = [os.path.join(folder, *parts[:index]) for index in range(1, last + 1)]
     return all(os.path.isdir(each) and not os.path.islink(each) for each in into)
+
+
+def prepacked_pieces(tensor: Tensor, name: str) -> Iterator[tuple[int, int]]:
+    """From where, and how many bytes, of each piece. Source: onnxruntime's `tensor_external_data_info.cc`.
+
+    An entry is a key and the pieces, `OPERATOR+HASH|OFFSET;LENGTH;CHECKSUM|...`.
+    """
+    for _, value in tensor.prepacked:
+        for piece in value.split("|")[1:]:
+            start, _, rest = piece.partition(";")
+            yield _number(start, 0, tensor.name, name), _number(rest.partition(";")[0], 0, tensor.name, name)
 
 
 def _number(text: str | None, missing: int, tensor: str, name: str) -> int:

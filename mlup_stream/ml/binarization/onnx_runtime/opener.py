@@ -32,7 +32,7 @@ from mlup_stream.formats.onnx.wire import Field
 from mlup_stream.formats.source import Source
 from mlup_stream.memory.watch import is_out_of_memory
 from mlup_stream.ml.binarization.onnx_runtime.abilities import Abilities
-from mlup_stream.ml.binarization.onnx_runtime.external_files import external_files
+from mlup_stream.ml.binarization.onnx_runtime.external_files import external_files, prepacked_pieces
 from mlup_stream.ml.binarization.onnx_runtime.messages import plain_words
 from mlup_stream.ml.binarization.onnx_runtime.pinned_name import Names, own_names, pinned_names
 from mlup_stream.ml.binarization.onnx_runtime.placement import NewMaps, Placed, placement_of
@@ -206,7 +206,7 @@ class Opener:
         def place(tensor: Tensor) -> Place | None:
             if tensor.external:
                 found = others[tensor.external["location"]]
-                return Place(names.locations[found.path], int(tensor.external.get("offset", "0")))
+                return Place(names.locations[found.path], int(tensor.external.get("offset", "0")), tensor.prepacked)
             return Place(names.locations[file.path], tensor.payload.body) if file is not None and tensor.payload else None
 
         model = self._model_with(place)
@@ -310,10 +310,14 @@ class Opener:
     def _external(self, layout: Layout) -> list[Placed]:
         files = {location: _seen_as(each.file) for location, each in self._files.items() if each.file is not None}
         return [
-            Placed(each, files[each.external["location"]], int(each.external.get("offset", "0")))
+            Placed(each, files[each.external["location"]], start)
             for each in layout.tensors
             if each.external.get("location") in files
+            for start in (int(each.external.get("offset", "0")), *self._prepacked_starts(each))
         ]
+
+    def _prepacked_starts(self, tensor: Tensor) -> list[int]:
+        return [start for start, _ in prepacked_pieces(tensor, self._artifact.name)]
 
     def _external_files(self, layout: Layout) -> dict[str, Artifact]:
         if not layout.external_locations:

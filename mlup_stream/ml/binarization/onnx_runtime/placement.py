@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from mlup_stream.delivery.placement import Placement
 from mlup_stream.formats.onnx.tensor import Tensor
+from mlup_stream.formats.onnx.wire import Field
 
 __all__ = ["NewMaps", "Placed", "placement_of"]
 
@@ -24,7 +25,7 @@ _Ranges = list[tuple[int, int]]
 
 
 class Placed(NamedTuple):
-    """A tensor that was handed to onnxruntime as external data, and where."""
+    """A tensor that was handed to onnxruntime as external data, and where; one that lies there twice comes twice."""
 
     tensor: Tensor
     path: str
@@ -90,13 +91,19 @@ def placement_of(placed: Iterable[Placed], stayed: Iterable[Tensor], maps: dict[
     by_path: dict[str, list[Placed]] = {}
     for each in placed:
         by_path.setdefault(each.path, []).append(each)
+    by_field: dict[Field, list[Placed]] = {}
+    staying: set[Field] = set()
     for path, tensors in by_path.items():
         for each, stays in _covered(tensors, None if maps is None else maps.get(path, [])):
+            by_field.setdefault(each.tensor.field, []).append(each)
             if stays:
-                mapped_bytes += each.tensor.size_bytes
-            else:
-                copied_bytes += each.tensor.size_bytes
-                reasons["onnxruntime packed, folded, fused or converted it"] += 1
+                staying.add(each.tensor.field)
+    for field, places in by_field.items():
+        if field in staying:
+            mapped_bytes += places[0].tensor.size_bytes
+        else:
+            copied_bytes += places[0].tensor.size_bytes
+            reasons["onnxruntime packed, folded, fused or converted it"] += 1
     for tensor in stayed:
         copied_bytes += tensor.size_bytes
         reasons[tensor.stays_because] += 1

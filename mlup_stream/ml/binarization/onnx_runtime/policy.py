@@ -61,7 +61,8 @@ def policy_for(optimize: Optimize, layout: Layout) -> Policy:
     if optimize is Optimize.SPEED:
         return Policy()
     entries = {}
-    if not layout.unpacks_weights:
+    # What lies in the file packed already is mapped from there, and stays that way only while packing is on.
+    if not layout.unpacks_weights and not any(tensor.prepacked for tensor in layout.tensors):
         # Weights of 4 bits would be unpacked at every prediction: 30 times slower, and five times the model in memory.
         entries["session.disable_prepacking"] = "1"
     if layout.transposes_weights:
