@@ -76,6 +76,12 @@ SECTIONS = {
         "Copies what is not aligned, prepacks, touches mapped weights ahead, builds trees in all threads.",
         tuple(f"against_libraries.py --size 256MiB --repeat 3 --optimize speed --formats {names}" for names in _FOR_SPEED),
     ),
+    "predictions": Section(
+        "What ONNX predictions cost",
+        "Of eight matrices, 128 MiB; see `onnx_predictions.py`. Memory is over the model's size, `x2` the time at batch 2 over"
+        " that of onnxruntime's own session.",
+        ("onnx_predictions.py --batches 1,2,8,16,64",),
+    ),
     "cold": Section(
         "The same from a cold file",
         "The file is dropped from the page cache before each load, so that reading it from the disk counts: within the load where"

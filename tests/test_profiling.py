@@ -146,6 +146,20 @@ def test_two_answers_are_compared_whole(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @linux
+def test_onnx_predictions_has_memory_and_time_of_each_way() -> None:
+    """In the file stays what `memory` and the model that was saved packed leave there; `speed` and the library copy it."""
+    pytest.importorskip("onnx", reason="writes the model")
+    printed = run("onnx_predictions.py", "--size=64MiB", "--repeat=1", "--batches=1,2")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()[2:6]]
+    private = {row[0]: float(row[1]) for row in rows}
+    assert private["onnxruntime's own"] > 0.9
+    assert private['optimize="speed"'] > 0.9
+    assert private['optimize="memory"'] < 0.2
+    assert private["saved packed"] < 0.2
+    assert all(float(cell) > 0 for row in rows for cell in row[3:])
+
+
+@linux
 def test_smallest_limit_finds_limits(model: Path) -> None:
     """Each way has a limit in which it answered, found to the precision that was asked for, and no group is left."""
     before = _groups()  # of whoever measures at the same time
