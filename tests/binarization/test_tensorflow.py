@@ -462,8 +462,28 @@ def test_a_saved_model_is_a_folder(saved: Saved) -> None:
         deserialize(TensorFlowSavedBinarizer, Given(path=saved["saved"] / "saved_model.pb"))
     with pytest.raises(ModelBinarizationError, match="give the folder's path"):
         deserialize(TensorFlowSavedBinarizer, Given(b"content"))
-    with pytest.raises(ModelBinarizationError):
-        deserialize(TensorFlowSavedBinarizer, Given(path=saved["saved"]), tags=["no such"])
+
+
+def test_what_is_not_the_folders_fault_is_not_called_damage(saved: Saved, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tags that it does not have, an operator of another package, and what the system refuses, each with its words."""
+    with pytest.raises(ModelBinarizationError, match="has one MetaGraph with tags") as failed:
+        deserialize(TensorFlowSavedBinarizer, Given(path=folder), tags=["no such"])
+    assert not isinstance(failed.value, CorruptModelError)
+    graph = folder / "saved_model.pb"
+    assert b"MatMul" in graph.read_bytes()
+    graph.write_bytes(graph.read_bytes().replace(b"MatMul", b"MatMux"))
+    with pytest.raises(MissingClassError, match=r"operator 'MatMux'.*import the package") as missing:
+        deserialize(TensorFlowSavedBinarizer, Given(path=folder))
+    assert missing.value.qualname == "MatMux"
+    import tensorflow
+
+    def denied(*_: Any, **__: Any) -> None:
+        raise tensorflow.errors.PermissionDeniedError(None, None, "not for you")
+
+    monkeypatch.setattr(tensorflow.saved_model, "load", denied)
+    with pytest.raises(ModelBinarizationError, match="not for you") as refused:
+        deserialize(TensorFlowSavedBinarizer, Given(path=saved["saved"]))
+    assert not isinstance(refused.value, CorruptModelError)
 
 
 def test_a_damaged_folder_never_ends_the_process(folder: Path, tmp_path: Path) -> None:

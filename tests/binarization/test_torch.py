@@ -221,6 +221,34 @@ def test_truncation_is_a_typed_error(models: Path, name: str, tmp_path: Path) ->
         assert os.listdir("/proc/self/fd") == before
 
 
+class Stubborn:
+    """Its state is that of another version."""
+
+    raises: type[Exception] = KeyError
+
+    def __setstate__(self, state: Any) -> None:
+        raise self.raises("weights_of_tomorrow")
+
+
+@pytest.mark.parametrize("delivery", TorchBinarizer.deliveries)
+@pytest.mark.parametrize("raises", [KeyError, TypeError, ValueError, IndexError, AssertionError])
+def test_a_class_that_refuses_its_state_is_no_damage(
+    torch: Any, tmp_path: Path, delivery: Delivery, raises: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is whole, and the error says so with the class's own words; a pickle in it that was changed is damaged."""
+    path = tmp_path / "m.pt"
+    model = Stubborn()
+    model.weights = torch.ones(3)  # type: ignore[attr-defined]
+    torch.save(model, path)
+    monkeypatch.setattr(Stubborn, "raises", raises)
+    with pytest.raises(ModelBinarizationError, match=r"the torch file is whole.*weights_of_tomorrow") as failed:
+        load(Given(path=path, delivery=delivery))
+    assert not isinstance(failed.value, CorruptModelError)
+    path.write_bytes(path.read_bytes().replace(b"Stubborn", b"\xff" * 8))
+    with pytest.raises(CorruptModelError):
+        load(Given(path=path, delivery=delivery))
+
+
 def test_a_storage_that_lies_about_its_length_is_a_typed_error(torch: Any, tmp_path: Path) -> None:
     """A tensor longer than the file, in place or not, is an error: what lies behind the map is never read."""
     torch.save(torch.arange(100, dtype=torch.float32), tmp_path / "honest.pt")

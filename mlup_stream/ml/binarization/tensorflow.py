@@ -41,6 +41,9 @@ _WINDOW_BYTES = 64 * KIB
 
 # What a class that nobody registered is called, in the messages of the two formats.
 _MISSING = re.compile(r"(?:Could not locate|Could not deserialize|Unknown) (\w+):? '([^']+)'")
+_NO_OPERATOR = re.compile(r"Op type not registered '([^']+)'")
+_STATUS_OF_DAMAGE = (3, 5, 11, 15)
+"""INVALID_ARGUMENT, NOT_FOUND, OUT_OF_RANGE, DATA_LOSS. Source: `error_codes.proto`."""
 _UNSAFE = re.compile(r"safe_mode=False")
 
 _FIRST_USE_BYTES = 16 * MIB
@@ -166,6 +169,7 @@ class TensorFlowSavedBinarizer(FormatBinarizer):
     libraries = ("tensorflow",)
     deliveries = (Delivery.PATH,)
     option_names: ClassVar[frozenset[str]] = frozenset({"tags"})
+    corrupt = ()  # by its type alone no error of TensorFlow's says that
 
     @classmethod
     def prepare(cls) -> None:
@@ -200,8 +204,18 @@ class TensorFlowSavedBinarizer(FormatBinarizer):
 
     @classmethod
     def explain(cls, error: Exception, artifact: Artifact) -> MLupError:
-        # TensorFlow's own errors (DataLossError, NotFoundError, ...) carry the code of the status.
-        if isinstance(error, OSError) or hasattr(error, "error_code"):
+        operator = _NO_OPERATOR.search(str(error))
+        if operator is not None:
+            return MissingClassError(
+                f"{artifact.name}: the SavedModel needs the operator {operator[1]!r}, which is not registered here; install and"
+                " import the package that has it, such as tensorflow_text, before the load",
+                path=artifact.path,
+                format=cls.format.value,
+                qualname=operator[1],
+            )
+        # TensorFlow's own errors (DataLossError, ...) carry the code of the status; what the system says of a file has a number.
+        code = getattr(error, "error_code", None)
+        if code in _STATUS_OF_DAMAGE or (code is None and isinstance(error, OSError) and error.errno is None):
             return CorruptModelError(
                 f"{artifact.name}: expected a whole SavedModel, found a folder that TensorFlow cannot restore"
                 f" ({type(error).__name__}: {cls.said(error)});"

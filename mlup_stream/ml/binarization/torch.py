@@ -26,9 +26,10 @@ from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format, name_of
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer, one_line
-from mlup_stream.ml.binarization.frameworks.torch_in_place import TorchZip, can_map, directory_of, load_in_place
+from mlup_stream.ml.binarization.frameworks.torch_in_place import TorchZip, can_map, directory_of, is_whole, load_in_place
 from mlup_stream.ml.binarization.frameworks.torch_shards import joined, shards_of
 from mlup_stream.ml.binarization.pickles.checked_input import FindsClasses
+from mlup_stream.ml.binarization.pickles.failure import whole_but
 
 __all__ = ["TorchBinarizer", "TorchJITBinarizer"]
 
@@ -138,7 +139,11 @@ class TorchBinarizer(_TorchFormat):
         shards = shards_of(artifact)
         if not shards:
             return super()._dispatch(artifact, terms)
-        return joined((shard, names, super(TorchBinarizer, cls)._dispatch(shard, terms)) for shard, names in shards)
+        parts = []
+        for shard, names in shards:
+            with cls.explained(shard):  # which is what has failed, and not the index
+                parts.append((shard, names, super()._dispatch(shard, terms)))
+        return joined(parts)
 
     @classmethod
     def from_path(cls, artifact: Artifact, terms: Terms) -> Built:
@@ -198,6 +203,8 @@ class TorchBinarizer(_TorchFormat):
                 path=artifact.path,
                 format=cls.format.value,
             )
+        if not isinstance(error, (OSError, RuntimeError)) and is_whole(artifact):
+            return whole_but(error, artifact.name, path=artifact.path, format="torch file")
         return super().explain(error, artifact)
 
 

@@ -9,16 +9,22 @@ since `mmap` came with torch 2.1) is not public: where it is missing, torch's ow
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import zipfile
+import zlib
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.view import View
 from mlup_stream.delivery.writers import announced
-from mlup_stream.errors import CorruptModelError
-from mlup_stream.formats.zip import STORED, ZipEntry, read_directory
+from mlup_stream.errors import CorruptModelError, LoadError
+from mlup_stream.formats.pickles.damage import damage_in
+from mlup_stream.formats.zip import STORED, ZipEntry, read_directory, walk
 
-__all__ = ["TorchZip", "can_map", "directory_of", "load_in_place"]
+__all__ = ["TorchZip", "can_map", "directory_of", "is_whole", "load_in_place"]
 
 
 class TorchZip(NamedTuple):
@@ -55,6 +61,16 @@ def directory_of(given: Any, name: str) -> TorchZip | None:
         tuple(entry for entry, is_one in zip(entries, is_storage, strict=True) if not is_one),
         any(name == "constants.pkl" for name, _ in below_top),
     )
+
+
+def is_whole(artifact: Artifact) -> bool:
+    """Whether it is a zip of `torch.save` that is whole, and the pickle in it too: damage is not why a load failed then."""
+    with contextlib.suppress(LoadError, OSError, zipfile.BadZipFile, zlib.error), artifact.open() as file:
+        name = next((member.name for member in walk(file, artifact.name) if member.name.endswith("/data.pkl")), None)
+        if name is not None:
+            with zipfile.ZipFile(file) as archive:
+                return damage_in(io.BytesIO(archive.read(name)), artifact.name) is None
+    return False
 
 
 def can_map(torch: ModuleType) -> bool:
