@@ -70,6 +70,7 @@ class Config:
         memory_ticket: Whether loads of several processes wait for their turn where they would not fit together.
         memory_learned: Whether what a load took is remembered for the next estimate; None leaves it to MLUP_STREAM_LEARNED.
         mapping: `"auto"`, `"read-only"` or `"copy-on-write"`: what a program may do to payloads that stay in the mapped file.
+            With `"auto"` it may write to them, and arrays that are not aligned to their items do not stay; else they do.
 
     Raises:
         ConfigError: A field is not known or not valid; the message names it, the value, and what is allowed.

@@ -26,7 +26,7 @@ class MappingMode(str, Enum):
     """What a program may do to a mapped payload."""
 
     AUTO = "auto"
-    """Whatever makes the model work: read-only, or copy-on-write where an estimator insists on writable buffers."""
+    """Whatever makes the model work: copy-on-write, with arrays that are not aligned to their items in memory of their own."""
     READ_ONLY = "read-only"
     COPY_ON_WRITE = "copy-on-write"
     """Writable; a page that is written to becomes private memory, the file never changes."""

@@ -40,6 +40,14 @@ class Terms:
         return self.mapping is not MappingMode.READ_ONLY
 
     @property
+    def maps_unaligned(self) -> bool:
+        """Whether arrays stay in the map that are not aligned to their items, whoever has them: where mapping was asked for.
+
+        Code in C may refuse such arrays, and a program that did not ask gets those that its library would give.
+        """
+        return self.mapping is not MappingMode.AUTO and self.optimize is not Optimize.SPEED
+
+    @property
     def drops_behind(self) -> bool:
         """Whether a reader gives the page cache behind it back."""
         return self.delivery is Delivery.STREAM and self.optimize is Optimize.MEMORY

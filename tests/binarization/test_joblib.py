@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import os
 import pickle
 import random
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from child import run_child
-from given import Given, deserialize
+from given import Given, deserialize, estimated
 
 from mlup_stream.delivery.kinds import Delivery, MappingMode, Optimize
 from mlup_stream.errors import (
@@ -149,19 +150,24 @@ class Untold(io.BytesIO):
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
 def test_files_from_before_arrays_were_aligned(tmp_path: Path, delivery: Delivery) -> None:
-    """Arrays without padding in front: mapped where memory is preferred, copied where speed is, and the reason is given."""
+    """Arrays without padding in front: mapped where that was asked for, otherwise copied, and the reason is given."""
     file = Untold()
     model = {"pad" * lead: numpy.arange(200_000.0) + lead for lead in range(8)}  # not so small that they are always copied
     joblib.dump(model, file)
     path = tmp_path / "model.joblib"
     path.write_bytes(file.getvalue())
-    for optimize in Optimize:
-        loaded = Given(path=path, delivery=delivery, optimize=optimize)
-        assert_same(load(loaded), model)
+    for optimize, mapping in itertools.product(Optimize, (MappingMode.AUTO, MappingMode.COPY_ON_WRITE)):
+        loaded = Given(path=path, delivery=delivery, optimize=optimize, mapping=mapping)
+        found = load(loaded)
+        assert_same(found, model)
         assert loaded.placement is not None
         assert loaded.placement.mapped_bytes + loaded.placement.copied_bytes == 12_800_000
         if delivery is Delivery.VIEW:
-            assert (loaded.placement.copied_bytes > 0) == (optimize is Optimize.SPEED)
+            assert (loaded.placement.copied_bytes > 0) == (optimize is Optimize.SPEED or mapping is MappingMode.AUTO)
+            assert loaded.placement.copied_bytes == 0 or all(array.flags.aligned for array in found.values())
+            estimate = estimated(JoblibBinarizer, Given(path=path, optimize=optimize, mapping=mapping), Delivery.VIEW)
+            assert estimate is not None
+            assert abs(estimate.peak_anon_bytes - loaded.placement.copied_bytes) < 100_000
             assert any("not aligned" in reason for reason in loaded.placement.reasons)
 
 

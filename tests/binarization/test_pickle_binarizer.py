@@ -114,12 +114,27 @@ def test_estimates_say_how_sure_they_are(path: Path, delivery: Delivery) -> None
     """Exact for payload, a guess for objects, nothing for what is no pickle; bytes has the raw data on top."""
     numpy = pytest.importorskip("numpy", reason="arrays are numpy's")
     array = numpy.arange(1e6)
-    loaded = Given(path=written(path, pickle.dumps(array, 4)))
+    loaded = Given(path=written(path, pickle.dumps(array, 4)), mapping=MappingMode.COPY_ON_WRITE)
     estimate = estimated(PickleBinarizer, loaded, delivery)
     assert estimate is not None
     assert estimate.certainty.value == "exact"
     expected = {Delivery.VIEW: 0, Delivery.BYTES: 2 * array.nbytes}.get(delivery, array.nbytes)
     assert abs(estimate.peak_anon_bytes - expected) < 10_000
+    # Whether it stays in the file without having been asked for depends on where it lies.
+    aligned = {}
+    for lead in range(8):
+        loaded = Given(path=written(path, pickle.dumps(["x" * lead, array], 4)), delivery=delivery)
+        estimate = estimated(PickleBinarizer, loaded, delivery)
+        model = deserialize(PickleBinarizer, loaded)
+        assert model[1].flags.aligned
+        assert estimate is not None
+        assert loaded.placement is not None
+        aligned[lead] = loaded.placement.mapped_bytes > 0
+        if delivery is Delivery.VIEW:
+            assert abs(estimate.peak_anon_bytes - loaded.placement.copied_bytes) < 10_000
+            assert estimate.certainty.value == ("exact" if aligned[lead] else "conservative")
+        del model
+    assert sum(aligned.values()) == (1 if delivery is Delivery.VIEW else 0)
     loaded = Given(path=written(path, pickle.dumps([{"a": index} for index in range(100_000)])))
     estimate = estimated(PickleBinarizer, loaded, delivery)
     assert estimate is not None

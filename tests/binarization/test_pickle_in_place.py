@@ -42,7 +42,7 @@ def load(
     path: Path,
     data: bytes,
     *,
-    mapping: MappingMode = MappingMode.AUTO,
+    mapping: MappingMode = MappingMode.COPY_ON_WRITE,
     optimize: Optimize = Optimize.MEMORY,
     late_bytes: int = 1,
     keep_all: bool = False,

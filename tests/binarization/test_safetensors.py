@@ -110,15 +110,19 @@ def test_arrays_do_not_lie_in_content_that_others_may_change(path: Path) -> None
 
 
 def test_the_placement_says_what_was_mapped_and_what_was_copied(tmp_path: Path) -> None:
-    """Aligned payloads stay in the file; others do too where memory is preferred, and are copied where speed is."""
+    """Aligned payloads stay in the file; others do too where mapping was asked for, and are copied otherwise and for speed."""
     header = json.dumps({"odd": {"dtype": "F64", "shape": [3], "data_offsets": [0, 24]}}).encode()
     header += b" " * (-len(header) % 8 + 1)
     (tmp_path / "odd.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + numpy.arange(3.0).tobytes())
-    for optimize, mapped, copied in ((Optimize.MEMORY, 24, 0), (Optimize.SPEED, 0, 24)):
-        loaded = Given(path=tmp_path / "odd.safetensors", delivery=Delivery.VIEW, optimize=optimize)
+    for optimize, mapping, mapped in (
+        (Optimize.MEMORY, MappingMode.AUTO, 0),
+        (Optimize.MEMORY, MappingMode.COPY_ON_WRITE, 24),
+        (Optimize.SPEED, MappingMode.COPY_ON_WRITE, 0),
+    ):
+        loaded = Given(path=tmp_path / "odd.safetensors", delivery=Delivery.VIEW, optimize=optimize, mapping=mapping)
         assert_same(load(loaded), {"odd": numpy.arange(3.0)})
         assert loaded.placement is not None
-        assert (loaded.placement.mapped_bytes, loaded.placement.copied_bytes) == (mapped, copied)
+        assert (loaded.placement.mapped_bytes, loaded.placement.copied_bytes) == (mapped, 24 - mapped)
 
 
 @pytest.fixture

@@ -46,6 +46,8 @@ TENSORFLOW = ("keras", "keras-h5", "savedmodel")
 SLOW = ("npz", "gguf", "lightgbm", "xgboost")
 """What goes the same way as one of the others, or takes seconds for each step: run by `make test-slow`."""
 IN_PLACE = ("pickle", "joblib", "npy", "npz", "onnx", "safetensors", "gguf", "torch")
+NOT_ALIGNED = ("pickle", "npz")
+"""Those whose arrays lie anywhere in the file, and stay in it where mapping is asked for."""
 IN_PLACE_ROOM = 48
 """In which, on top of the bare process, a model of any size loads and answers if its weights stay in the file."""
 
@@ -74,7 +76,7 @@ import mlup_stream as mlup
 from mlup_stream.memory import proc
 from mlup_stream.memory.cgroup import memory_cgroups
 from mlup_stream.memory.meter import snapshot
-conf = mlup.Config(storage_type="disk", storage_kwargs={"path_to_files": path, "delivery": "auto"})
+conf = mlup.Config(storage_type="disk", storage_kwargs={"path_to_files": path, "delivery": "auto"}, mapping=mapping)
 up = mlup.UP(conf=conf)
 """
 
@@ -121,7 +123,8 @@ class Subject(NamedTuple):
     bare_data_bytes: int
 
     def arguments(self) -> dict[str, Any]:
-        return {"path": str(self.path), "imports": self.kind.imports, "answer_of": self.kind.answer_of}
+        mapping = "copy-on-write" if self.name in NOT_ALIGNED else "auto"
+        return {"path": str(self.path), "imports": self.kind.imports, "answer_of": self.kind.answer_of, "mapping": mapping}
 
 
 def _params() -> list[Any]:
@@ -140,7 +143,8 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     need(request.param)
     path = tmp_path_factory.mktemp("limits") / kind.file_name
     kind.build(path, BIG_BYTES)
-    arguments = {"path": str(path), "imports": kind.imports, "answer_of": kind.answer_of}
+    mapping = "copy-on-write" if request.param in NOT_ALIGNED else "auto"
+    arguments = {"path": str(path), "imports": kind.imports, "answer_of": kind.answer_of, "mapping": mapping}
     try:
         outcome, _, said = run_child(LOAD, delivery="path", **arguments)
         assert outcome == "loaded"

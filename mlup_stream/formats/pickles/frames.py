@@ -25,6 +25,7 @@ __all__ = ["PAYLOAD_BYTES", "PickleStructure", "scan", "walk"]
 PAYLOAD_BYTES = 64 * KIB
 """From here on picklers leave a payload outside the frames (`_FRAME_SIZE_TARGET` of the standard library)."""
 
+_ALIGNMENT_BYTES = 8
 _WINDOW_BYTES = 64 * KIB
 _FIRST_WINDOW_BYTES = 64
 _MAX_STEPS = 20_000
@@ -74,6 +75,7 @@ class PickleStructure:
         text_bytes: The same for text.
         structure_bytes: Everything else in the file.
         largest_payload_bytes: The largest of the payloads.
+        not_aligned_bytes: The bytes of the payloads that begin at no multiple of 8 in the file.
         payloads: How many there are.
         steps: How many frames and opcodes the walk stepped over.
         trailing_bytes: What follows the pickle in the file; 0 if the walk did not come to its end. Counts as structure.
@@ -91,6 +93,7 @@ class PickleStructure:
     trailing_bytes: int
     whole: bool
     fetched: frozenset[int] | None = None
+    not_aligned_bytes: int = 0
 
 
 def walk(given: Any, name: str | None = None, *, max_steps: int = _MAX_STEPS) -> PickleStructure:
@@ -141,7 +144,7 @@ class _Walk:
         self._base = 0
         self._grown_bytes = _FIRST_WINDOW_BYTES
         self._protocol = 0
-        self._payload_bytes = self._text_bytes = self._largest = self._payloads = 0
+        self._payload_bytes = self._not_aligned_bytes = self._text_bytes = self._largest = self._payloads = 0
         self._fetched: set[int] = set()
 
     def run(self, *, into_frames: bool, max_steps: int, start: int = 0) -> PickleStructure:
@@ -188,6 +191,7 @@ class _Walk:
             size - at if whole else 0,
             whole,
             frozenset(self._fetched) if into_frames else None,
+            self._not_aligned_bytes,
         )
 
     def _step_over_simple(self, at: int, steps: int, max_steps: int) -> tuple[int, int]:
@@ -259,12 +263,13 @@ class _Walk:
             found = f"{max(self._source.size_bytes - start, 0)} bytes up to the file's end"
             raise self._corrupt(f"a payload of {count} bytes at {start}", found)
         if count >= PAYLOAD_BYTES:
-            self._count_payload(opcode, count)
+            self._count_payload(opcode, start, count)
         return start + count
 
-    def _count_payload(self, opcode: int, count: int) -> None:
+    def _count_payload(self, opcode: int, start: int, count: int) -> None:
         if opcode in _BYTES_OPCODES:
             self._payload_bytes += count
+            self._not_aligned_bytes += count if start % _ALIGNMENT_BYTES else 0
             self._payloads += 1
             self._largest = max(self._largest, count)
         elif opcode in _TEXT_OPCODES:

@@ -27,6 +27,7 @@ __all__ = ["JoblibStructure", "SteppedFile", "Survey", "survey"]
 
 _MAX_STEPS = 50_000
 _WINDOW_BYTES = 64 * KIB
+_MOST_ALIGNED_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class JoblibStructure:
         payload_bytes: The bytes of arrays, and of text and bytes of 64 KiB or more.
         structure_bytes: Everything else in the file.
         largest_payload_bytes: The largest of the payloads.
+        not_aligned_bytes: The bytes of the arrays that are not aligned to their items in the file.
         arrays: How many arrays there are.
         steps: How many reads the survey took: one for an opcode, and one for its argument.
         whole: Whether the survey came to the pickle's end. If not, the rest of the file counts as structure.
@@ -50,6 +52,7 @@ class JoblibStructure:
     steps: int
     whole: bool
     fetched: frozenset[int]
+    not_aligned_bytes: int
 
 
 def survey(given: Any, name: str | None = None, *, max_steps: int = _MAX_STEPS) -> JoblibStructure:
@@ -82,6 +85,7 @@ def survey(given: Any, name: str | None = None, *, max_steps: int = _MAX_STEPS) 
             file.steps,
             whole,
             frozenset(dry.fetched),
+            dry.not_aligned_bytes,
         )
 
 
@@ -153,7 +157,7 @@ class Survey(DryUnpickler):
     def __init__(self, file: SteppedFile) -> None:
         super().__init__(file)
         self._file = file
-        self.arrays = 0
+        self.arrays = self.not_aligned_bytes = 0
         self.fetched: set[int] = set()
 
     def array_follows(self, state: ArrayState) -> None:
@@ -170,6 +174,8 @@ class Survey(DryUnpickler):
         if not isinstance(shape, tuple) or not all(isinstance(each, int) and each >= 0 for each in shape):
             raise CannotFollow  # of a NumPy number, perhaps, which is a stand-in here
         size_bytes = math.prod(shape) * item_bytes
+        if file.at % min(item_bytes & -item_bytes or 1, _MOST_ALIGNED_BYTES):
+            self.not_aligned_bytes += size_bytes
         file.step_over(size_bytes)
 
     def _step_over_objects(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO, ClassVar
 
 from mlup_stream.delivery.artifact import Artifact
-from mlup_stream.delivery.kinds import Delivery, Optimize
+from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, MLupError, ModelBinarizationError
@@ -147,7 +147,7 @@ class NpzBinarizer(_NumpyBinarizer):
 
 def _stays(header: NpyHeader, terms: Terms) -> bool:
     """Whether a view leaves an array, which lies in the file as it is, there; see `placing`."""
-    return header.aligned or terms.optimize is not Optimize.SPEED
+    return header.aligned or terms.maps_unaligned
 
 
 def _estimate(copied_bytes: int, mapped_bytes: int, count: int, artifact: Artifact, terms: Terms, why: str) -> Estimate:

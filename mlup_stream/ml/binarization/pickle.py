@@ -73,12 +73,7 @@ class PickleBinarizer(FormatBinarizer):
     def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
         from mlup_stream.ml.binarization.pickles.pickle_estimate import estimate_of
 
-        return estimate_of(
-            artifact,
-            terms.delivery,
-            in_place=lambda structure: _is_mostly_payload(structure, terms),
-            copy_on_write=terms.writable,
-        )
+        return estimate_of(artifact, terms, in_place=lambda structure: _is_mostly_payload(structure, terms))
 
     @classmethod
     def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from mlup_stream.delivery.artifact import Artifact
-from mlup_stream.delivery.kinds import Delivery, MappingMode, Optimize
+from mlup_stream.delivery.kinds import Delivery, MappingMode
 from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.reader import open_buffer
 from mlup_stream.delivery.terms import Built, Terms
@@ -66,12 +66,19 @@ class SafetensorsBinarizer(FormatBinarizer):
             parts = _parts(artifact)
         except (LoadError, OSError):
             return None  # the load will say what is wrong
-        payload_bytes = sum(tensor.size_bytes for part in parts for tensor in part.tensors)
+        tensors = [tensor for part in parts for tensor in part.tensors]
+        payload_bytes = sum(tensor.size_bytes for tensor in tensors)
         objects_bytes = _OBJECT_BYTES * sum(len(part.tensors) for part in parts)
         why = "the header of the safetensors file"
         if terms.delivery is Delivery.VIEW and not artifact.has_content:
+            kind = _FRAMEWORKS.get(terms.options.get("framework", "numpy"), NumpyArrays)
+            copied_bytes = sum(tensor.size_bytes for tensor in tensors if not _stays(tensor, kind, terms))
             return Estimate.in_place(
-                payload_bytes, certainty=Certainty.EXACT, why=why, private_bytes=objects_bytes, copy_on_write=terms.writable
+                payload_bytes - copied_bytes,
+                certainty=Certainty.EXACT,
+                why=why,
+                private_bytes=objects_bytes + copied_bytes,
+                copy_on_write=terms.writable,
             )
         # Delivery `bytes` too: the arrays lie in the copy that was read, unless those of other files come beside them.
         return Estimate.private(payload_bytes + objects_bytes, certainty=Certainty.EXACT, why=why)
@@ -86,9 +93,7 @@ class SafetensorsBinarizer(FormatBinarizer):
             part_view = view if part.artifact is artifact else part.artifact.view(terms.on_window)
             buffer = part_view.writable if terms.writable else part_view.buffer
             for tensor in part.tensors:
-                item_bytes = max(BITS_OF[tensor.dtype] // 8, 1)
-                aligned = tensor.start % item_bytes == 0
-                if aligned or not (arrays.needs_alignment or terms.optimize is Optimize.SPEED):
+                if _stays(tensor, arrays, terms):
                     model[tensor.name] = arrays.over(buffer, tensor)
                     mapped_bytes += tensor.size_bytes
                 else:
@@ -122,6 +127,13 @@ class SafetensorsBinarizer(FormatBinarizer):
             return Built({tensor.name: arrays.over(over, tensor) for tensor in parts[0].tensors})
         with open_buffer(buffer) as file:
             return cls.from_file(file, artifact, terms)
+
+
+def _stays(tensor: Tensor, arrays: Arrays | type[Arrays], terms: Terms) -> bool:
+    """Whether a view leaves a tensor in the file; see `pickles.placing` for those that are not aligned."""
+    if tensor.start % max(BITS_OF[tensor.dtype] // 8, 1) == 0:
+        return True
+    return terms.maps_unaligned and not arrays.needs_alignment
 
 
 def _announce_writers() -> None:

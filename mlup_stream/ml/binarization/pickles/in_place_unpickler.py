@@ -280,9 +280,15 @@ class InPlaceUnpickler(_Standard):  # type: ignore[misc]  # see above
             self.memo[index] = array
 
     def _owner(self) -> type[Any] | None:
-        """The class of the object whose state is being read: it lies below its state, which lies below the mark."""
-        around = self.metastack[-1] if self.metastack else []
-        return type(around[-2]) if len(around) > 1 else None
+        """The class of the object whose state is being read: it lies below its state, which lies below the mark.
+
+        What is read may lie in a list or a dict of that state: then it lies below a mark further out.
+        """
+        for around in reversed(self.metastack):
+            owner = type(around[-2]) if len(around) > 1 else None
+            if owner is not None and owner not in LATE and owner.__module__ != "builtins":
+                return owner
+        return None
 
     # The memo
 

@@ -15,7 +15,7 @@ import dataclasses
 from typing import BinaryIO
 
 from mlup_stream.delivery.artifact import Artifact
-from mlup_stream.delivery.kinds import Delivery, Optimize
+from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.terms import Terms
 from mlup_stream.errors import LoadError
 from mlup_stream.formats.pickles.joblib import JoblibStructure, survey
@@ -78,9 +78,14 @@ def _plain(found: _Found, structure: JoblibStructure, terms: Terms, *, in_view: 
     else:
         certainty = Certainty.UNKNOWN
         why = f"the survey of the joblib file, and objects at {_TIMES_AS_OBJECTS} times their pickled size"
-    if in_view and not found.copies and terms.optimize is not Optimize.SPEED:
+    if in_view and not found.copies:
+        copied_bytes = 0 if terms.maps_unaligned else structure.not_aligned_bytes
         return Estimate.in_place(
-            found.size_bytes, certainty=certainty, why=why, private_bytes=objects_bytes, copy_on_write=terms.writable
+            found.size_bytes,
+            certainty=certainty,
+            why=why,
+            private_bytes=objects_bytes + copied_bytes,
+            copy_on_write=terms.writable,
         )
     settled_bytes = structure.payload_bytes + objects_bytes
     if in_view and found.copies:  # one array after the other is touched in the map while it is copied

@@ -2,12 +2,14 @@
 
 Measured on a matrix of 256 MiB that is not aligned to its items (x86-64, numpy 2.4, OpenBLAS): elementwise arithmetic and
 indexing cost the same, while each BLAS call first copies the whole matrix (a matrix-vector product takes 177 ms instead of 32 ms,
-and 256 MiB meanwhile). So `optimize="memory"` maps such an array: at its worst it takes for a moment what a copy takes for good.
-`optimize="speed"` copies it once.
+and 256 MiB meanwhile). And some code in C does not take it at all: SciPy 1.17's `linalg.solve` and `linalg.inv`, and its
+B-splines, `memoryview`, `ctypes`. Seven pickles of eight have such arrays, and who loads one does not know it. So it is copied
+into aligned memory, as the library would have done (256 MiB: 0.06 s, `pickle.load` 0.16 s), with these exceptions:
 
-Some code in C does not take such an array at all: SciPy 1.17's `linalg.solve` and `linalg.inv`, and its B-splines. Of all
-estimators of scikit-learn 1.9 these are in GaussianProcessClassifier and SplineTransformer. So small arrays that are not aligned
-are copied, up to 1% of the file in all, and so is what belongs to a class of which this is known (`NEEDS_ALIGNMENT`).
+- It belongs to an estimator of scikit-learn: all of 1.9 were tried, and cope (`COPES`), but for GaussianProcessClassifier and
+  SplineTransformer (`NEEDS_ALIGNMENT`).
+- Mapping was asked for: `mapping="copy-on-write"` or `"read-only"`. Then it stays in the file, unless its class is known to need
+  it aligned, or it is small: such are copied up to 1% of the file in all.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ __all__ = ["Placer", "fill"]
 _PIECE_BYTES = 1 * MIB
 
 _SMALL_BYTES = 1 * MIB
-_NOT_ALIGNED_COPIED = "not aligned to their items, copied: for speed, for a class that needs it, or because they are small"
+_NOT_ALIGNED_COPIED = (
+    "not aligned to their items, copied: code in C may need it; mapping='copy-on-write' leaves them in the file,"
+    " `mlup-stream pack` aligns them"
+)
 _NOT_ALIGNED_MAPPED = "not aligned to their items, mapped: a BLAS call copies them each time; `mlup-stream pack` aligns them"
 _COPIED_BY_MODEL = "copied by the model itself while it was built"
 _NOT_A_FILE = "the content came as a buffer, not as a file"
@@ -41,8 +46,12 @@ NEEDS_ALIGNMENT = ("scipy.interpolate.", "sklearn.gaussian_process._gpc.")
 """How the full names of classes begin whose code takes aligned arrays only."""
 
 
-def _needs_alignment(owner: type[Any] | None) -> bool:
-    return owner is not None and f"{owner.__module__}.{owner.__qualname__}".startswith(NEEDS_ALIGNMENT)
+COPES = ("sklearn.",)
+"""How the full names of the other classes begin whose code was tried with arrays that are not aligned."""
+
+
+def _is_one_of(owner: type[Any] | None, beginnings: tuple[str, ...]) -> bool:
+    return owner is not None and f"{owner.__module__}.{owner.__qualname__}".startswith(beginnings)
 
 
 class _Held(NamedTuple):
@@ -68,6 +77,7 @@ class Placer:
         self._view = view
         self._file = file
         self._prefers_speed = terms.optimize is Optimize.SPEED
+        self._maps_unaligned = terms.maps_unaligned
         # A view of a buffer has no copy-on-write map: its `writable` is one whole copy; one for each array is freed sooner.
         self._copies_all = view is None or (view.path is None and terms.writable)
         self._writable = terms.writable
@@ -167,7 +177,7 @@ class Placer:
         # frombuffer holds on to the map (an export), which ndarray(buffer=map) does not: the map could be closed under it.
         held = np.frombuffer(part if writable else part.toreadonly(), np.uint8)
         aligned = dtype is None or held.__array_interface__["data"][0] % dtype.alignment == 0
-        if not aligned and (self._prefers_speed or _needs_alignment(owner)):
+        if not aligned and not self._may_stay(owner):
             return None
         if not aligned and size_bytes <= min(_SMALL_BYTES, self._allowance_bytes):
             self._allowance_bytes -= size_bytes
@@ -177,6 +187,12 @@ class Placer:
         reference = weakref.ref(held, lambda _: unused.append(number))
         self._held[number] = _Held(reference, offset, offset + size_bytes, aligned)
         return held
+
+    def _may_stay(self, owner: type[Any] | None) -> bool:
+        """Whether an array that is not aligned, of an object of this class, may stay in the map."""
+        if self._prefers_speed or _is_one_of(owner, NEEDS_ALIGNMENT):
+            return False
+        return self._maps_unaligned or _is_one_of(owner, COPES)
 
     def _buffer(self) -> memoryview | None:
         assert self._view is not None  # or everything would be copied
