@@ -85,7 +85,8 @@ class _TorchFormat(FormatBinarizer):
         if isinstance(error, RuntimeError) and any(words in said for words in _SAYS_NO_DEVICE):
             return ModelBinarizationError(
                 f"{artifact.name}: expected tensors for a device of this machine, found those of another"
-                f' ({one_line(said.partition(". ")[0])}); set binarization_kwargs={{"map_location": "cpu"}}',
+                f' ({one_line(said.partition(". ")[0])}); set binarization_kwargs={{"map_location": "cpu"}}'
+                " (--option map_location=cpu)",
                 path=artifact.path,
                 format=name_of(cls.format),
             )
@@ -198,8 +199,8 @@ class TorchBinarizer(_TorchFormat):
             forced = " and unset TORCH_FORCE_WEIGHTS_ONLY_LOAD" if _is_set("TORCH_FORCE_WEIGHTS_ONLY_LOAD") else ""
             return ModelBinarizationError(
                 f"{artifact.name}: expected weights alone, found more ({names}), which loading would import and call; if you"
-                f' trust the file, set binarization_kwargs={{"weights_only": False}}{forced}, or admit these alone with'
-                " torch.serialization.add_safe_globals",
+                f' trust the file, set binarization_kwargs={{"weights_only": False}} (--option weights_only=false){forced}, or'
+                " admit these alone with torch.serialization.add_safe_globals",
                 path=artifact.path,
                 format=cls.format.value,
             )
