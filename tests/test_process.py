@@ -78,7 +78,7 @@ def test_a_load_leaves_nothing_that_the_document_does_not_list(name: str, tmp_pa
 def test_an_exception_in_a_load_leaves_as_little(tmp_path: Path) -> None:
     """A pickle that raises half way: the same state, the collector on and the limit on memory as before."""
     path = tmp_path / "m.pkl"
-    code = LOOK.replace("import mlup_stream as mlup\n", "import mlup_stream as mlup, pickle\nfrom mlup_stream.errors import MLupError\n")
+    code = LOOK.replace("import mlup_stream as mlup\n", "import mlup_stream as mlup\nfrom mlup_stream.errors import MLupError\n")
     code = code.replace(
         "def load():",
         """

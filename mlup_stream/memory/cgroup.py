@@ -97,13 +97,15 @@ def cgroup_limits(root: str = "/", groups: tuple[Cgroup, ...] | None = None) -> 
         # Making this file takes the kernel longer than all the others together: each is read once.
         statistics_of = functools.cache(lambda folder: read_file(os.path.join(folder, "memory.stat")))
         for folder in group.folders:
-            if group.version == 1 and folder != group.folders[0] and _accounts_alone(folder):
-                continue
             reclaimable_bytes: int | None = None
             for limit_name, use_name in version.limits:
                 limit_bytes = _limit(os.path.join(folder, limit_name))
+                if limit_bytes is None:
+                    continue
+                if group.version == 1 and folder != group.folders[0] and _accounts_alone(folder):
+                    break
                 use_bytes = _number(os.path.join(folder, use_name))
-                if limit_bytes is None or use_bytes is None:
+                if use_bytes is None:
                     continue
                 if reclaimable_bytes is None:
                     statistics = statistics_of(folder)

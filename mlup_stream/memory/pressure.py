@@ -20,6 +20,7 @@ _STALLED = re.compile(rb"^(some|full) .*total=(\d+)", re.MULTILINE)
 
 # Where memory and swap have one limit together, as under Docker, it is the second that counts.
 _FAILURES = ("memory.failcnt", "memory.memsw.failcnt")
+_FILES = ("memory.events", "memory.oom_control", "memory.pressure", *_FAILURES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,8 @@ class PressureMeter:
     def __init__(self, root: str = "/", groups: tuple[Cgroup, ...] | None = None) -> None:
         self._root = root
         # Version 1 and version 2 may both be there, and only one of them has the memory controller: the one with the files.
-        self._folders = [group.folders[0] for group in (memory_cgroups(root) if groups is None else groups)]
+        folders = [group.folders[0] for group in (memory_cgroups(root) if groups is None else groups)]
+        self._files = {folder: _files_in(folder) for folder in folders}
         self._before: dict[str, int] = {}
         self._source = "the host"
 
@@ -84,10 +86,10 @@ class PressureMeter:
     def _read(self) -> dict[str, int]:
         found: dict[str, int] = {}
         stalls = b""
-        for folder in self._folders:
-            events = read_file(os.path.join(folder, "memory.events"))
-            control = read_file(os.path.join(folder, "memory.oom_control"))
-            failures = [read_file(os.path.join(folder, name)).strip() for name in _FAILURES]
+        for folder, names in self._files.items():
+            files = {name: read_file(os.path.join(folder, name)) for name in names}
+            events, control = files.get("memory.events", b""), files.get("memory.oom_control", b"")
+            failures = [files.get(name, b"").strip() for name in _FAILURES]
             if events:
                 found["limit_hits"] = sum(number_after(events, name) or 0 for name in (b"high ", b"max "))
                 found["oom_kills"] = number_after(events, b"oom_kill ") or 0
@@ -99,7 +101,12 @@ class PressureMeter:
                     found[name] = value
             if events or failures[0]:
                 self._source = folder
-            stalls = stalls or read_file(os.path.join(folder, "memory.pressure"))
+            stalls = stalls or files.get("memory.pressure", b"")
         stalls = stalls or read_file(os.path.join(self._root, "proc/pressure/memory"))
         found.update({kind.decode(): int(total) for kind, total in _STALLED.findall(stalls)})
         return found
+
+
+def _files_in(folder: str) -> tuple[str, ...]:
+    """Which of the files a group has: its version and the kernel decide that."""
+    return tuple(name for name in _FILES if os.path.exists(os.path.join(folder, name)))

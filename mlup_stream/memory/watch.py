@@ -180,6 +180,14 @@ class Watch:
             self._meter.stop()
             self._seconds = time.perf_counter() - self._started
 
+    def _took_little(self) -> bool:
+        """Whether private memory never grew by as much as is worth collecting: of what stays in its file, and of a small load."""
+        if self._small:
+            most_bytes: int | None = self._meter.sample().private_bytes
+        else:
+            most_bytes = self._meter.peak.anon_high_bytes
+        return most_bytes is not None and most_bytes - self._meter.baseline.private_bytes < SMALL_BYTES
+
     def settle(self, *releases: Callable[[], tuple[str, ...]]) -> MemoryReport:
         """Ends the interval, gives memory back, and reports.
 
@@ -187,8 +195,7 @@ class Watch:
             releases: See `give_back`.
         """
         self.stop()
-        stays_small = self._small and (self._meter.sample().private_bytes - self._meter.baseline.private_bytes < SMALL_BYTES)
-        steps = give_back(*releases, promotions_before=self._promotions, small=stays_small)
+        steps = give_back(*releases, promotions_before=self._promotions, small=self._took_little())
         self.report = MemoryReport(
             self._meter.baseline,
             self._meter.peak,
