@@ -398,16 +398,17 @@ def test_weights_that_the_user_gives_beside_the_model(
     assert numpy.allclose(session.run(None, {"x": rows()})[0], wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("delivery", HUB_DELIVERIES)
+@pytest.mark.parametrize("delivery", [*HUB_DELIVERIES, None])
 @pytest.mark.parametrize("as_mapping", [True, False])
-def test_what_onnxruntime_saves_is_whole(tmp_path: Path, delivery: Delivery, as_mapping: bool) -> None:
+def test_what_onnxruntime_saves_is_whole(tmp_path: Path, delivery: Delivery | None, as_mapping: bool) -> None:
     """`optimized_model_filepath`, given as attribute or in a mapping: the file has the weights and answers on its own."""
     path, saved = build(tmp_path / "m.onnx"), tmp_path / "saved.onnx"
     options: Any = {"optimized_model_filepath": str(saved)}
     if not as_mapping:
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(saved)
-    deserialize(InferenceSessionFullReturnBinarizer, Given(path=path, delivery=delivery), sess_options=options)
+    given = Given(path=path, delivery=delivery) if delivery else Given(path.read_bytes())
+    deserialize(InferenceSessionFullReturnBinarizer, given, sess_options=options)
     answer = expected(path)
     path.unlink()
     assert saved.stat().st_size > 3 * MATRIX_BYTES
@@ -449,6 +450,14 @@ def test_packed_weights_that_are_cut_off(tmp_path: Path, delivery: Delivery) -> 
     os.truncate(data, data.stat().st_size - 4096)
     with pytest.raises(CorruptModelError, match="copy it again"):
         load(path, delivery)
+
+
+def test_a_provider_that_saves_what_it_compiled_reads_the_file_itself(tmp_path: Path) -> None:
+    """What it saves refers to weights by the names that the model has, and not by ours, which are gone."""
+    options = {"ep.context_enable": "1", "ep.context_file_path": str(tmp_path / "context.onnx")}
+    given = Given(path=build(tmp_path / "m.onnx"), delivery=Delivery.VIEW, options={"sess_options": options})
+    deserialize(InferenceSessionFullReturnBinarizer, given)
+    assert given.placement == Placement(0, 3 * MATRIX_BYTES, ("onnxruntime reads the file itself",))
 
 
 @needs_proc

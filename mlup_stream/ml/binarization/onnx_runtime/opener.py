@@ -56,6 +56,7 @@ _READS_UNALIGNED = platform.machine().lower() in ("x86_64", "amd64", "aarch64", 
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _BORROW = "session.use_external_initializer_file_buffers_directly"
+_SAVE_CONTEXT = "ep.context_enable"
 _LOAD_FORMAT = "session.load_model_format"
 
 _MAX_SHAPE_ELEMENTS = {"int32": 64, "int64": 64}
@@ -97,7 +98,8 @@ class Opener:
         self._layout = layout
         beside = os.path.dirname(os.path.abspath(artifact.path)) if artifact.path else ""
         # What onnxruntime saves has to hold the weights: one made from a model without them would refer to names of ours.
-        self._saves = bool(self._options.optimized_model_filepath)
+        saves_context = config_entry(self._options, _SAVE_CONTEXT) == "1"
+        self._saves = bool(self._options.optimized_model_filepath) or saves_context
         self._users_folder = config_entry(self._options, _FOLDER)
         self._folder = self._users_folder or beside
         self._policy = Policy({_LOAD_FORMAT: "ORT"})
