@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import pickle
 import sys
@@ -196,3 +197,17 @@ def test_only_what_stays_is_touched_ahead(tmp_path: Path) -> None:
     assert mapped_bytes + copied_bytes == 64 * MIB
     assert min(mapped_bytes, copied_bytes) > 0
     assert mapped_bytes <= touched_bytes <= mapped_bytes + 2 * MIB
+
+
+@on_linux
+def test_drop_leaves_the_pages_alone_that_are_only_partly_in_its_range(tmp_path: Path) -> None:
+    """What was written into the copy-on-write map beside the range stays, on the page that the range begins or ends in too."""
+    page = mmap.PAGESIZE
+    path = tmp_path / "model.bin"
+    path.write_bytes(bytes(4 * page))
+    with View(path) as view:
+        for index in range(4):
+            view.writable[index * page] = view.writable[index * page + page - 1] = 9
+        view.drop(page // 2, 3 * page + page // 2, writable=True)
+        kept = [(view.writable[index * page], view.writable[index * page + page - 1]) for index in range(4)]
+        assert kept == [(9, 9), (0, 0), (0, 0), (9, 9)]
