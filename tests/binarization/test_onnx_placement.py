@@ -19,7 +19,8 @@ def placed(offset: int, size_bytes: int) -> Placed:
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (1, 0, 2)])
 def test_tensors_are_found_in_their_maps_in_any_order(order: tuple[int, ...]) -> None:
-    """Two of three lie in maps, which overlap; in whatever order a model names them, as many bytes are said to have stayed."""
-    tensors = [placed(0, 100), placed(4096, 1000), placed(16384, 5000)]
-    found = placement_of([tensors[index] for index in order], (), {"w.bin": [(0, 8192), (4096, 12288)]})
+    """The second of three lies between the maps: in whatever order a model names them, that one did not stay."""
+    tensors = [placed(0, 100), placed(12288, 5000), placed(20480, 1000)]
+    maps = {"w.bin": [(0, 8192), (4096, 12288), (20480, 24576)]}
+    found = placement_of([tensors[index] for index in order], (), maps)
     assert (found.mapped_bytes, found.copied_bytes) == (1100, 5000)

@@ -37,5 +37,5 @@ def test_speed_touches_the_file_ahead_where_there_is_room(path: str) -> None:
 
 @needs_cgroups
 def test_speed_touches_nothing_that_would_not_stay(path: str) -> None:
-    """In a group of 80 MiB, with the process in it, each page that is touched would push out another: the model is there, and nothing was touched."""
+    """In a group of 80 MiB, with the process in it, each page that is touched would push out another: none was touched."""
     assert run_limited(LOAD, limit_bytes=80 << 20, path=path, optimize="speed", budget="auto") == [0, "view"]
