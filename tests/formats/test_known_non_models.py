@@ -56,6 +56,7 @@ NODE = field(1, b"input") + field(2, b"Placeholder") + field(5, field(1, b"dtype
         (b"\x08\x01" + field(2, META_GRAPH), "SavedModel; give its folder", "CoreML"),
         (b"\x08\x01" + field(2, META_GRAPH) * 2, "SavedModel; give its folder", "CoreML"),
         (field(1, NODE) + field(1, field(1, b"w") + field(2, b"Const")) + field(4, b"\x08\x1b"), "GraphDef", "CoreML"),
+        ('node {\n  name: "x"\n  op: "Placeholder"\n}\n', "GraphDef", "script"),
         ('<?xml version="1.0"?>\n<net name="model" version="11">\n<layers>', "OpenVINO", "web page"),
         ('<net name="model" version="11">', "OpenVINO", "web page"),
         ('<?xml version="1.0"?>\n<PMML version="4.4">', "PMML", "web page"),

@@ -77,7 +77,7 @@ _BEGINNINGS = (
     (rb".{4}TFL3", f"a TensorFlow Lite model; {_NO_BINARIZER}"),
     (rb".{4}ET\d\d", f"an ExecuTorch program; {_NO_BINARIZER}"),
     (
-        rb"\x0a.{1,4}\x0a.[\w./:-]+\x12.(?-i:[A-Z])\w+",
+        rb"\x0a.{1,4}\x0a.[\w./:-]+\x12.(?-i:[A-Z])\w+|node \{\s+name: ",
         "a TensorFlow graph (GraphDef), frozen or without weights; save the model as a SavedModel or export it as ONNX",
     ),
     (
