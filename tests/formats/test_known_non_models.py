@@ -109,7 +109,7 @@ def test_dumps_of_lightgbm_are_told(tmp_path: Path) -> None:
 
 
 def test_dumps_of_xgboost_are_told(tmp_path: Path) -> None:
-    """`Booster.dump_model` as JSON and as text."""
+    """`Booster.dump_model` as JSON and as text; and `save_config`, which has no trees and is not damaged."""
     pytest.importorskip("xgboost", reason="writes the dump")
     for kind in ("json", "text"):
         run_child(
@@ -123,6 +123,13 @@ def test_dumps_of_xgboost_are_told(tmp_path: Path) -> None:
             kind=kind,
         )
         assert "dump of an XGBoost model" in said_of((tmp_path / kind).read_bytes(), tmp_path)
+    config = run_child(
+        """
+        import numpy, xgboost
+        answer(xgboost.train({"max_depth": 2}, xgboost.DMatrix(numpy.eye(60), numpy.arange(60.0)), 2).save_config())
+        """
+    )
+    assert "settings of an XGBoost model" in said_of(config, tmp_path)
 
 
 @pytest.mark.tensorflow

@@ -93,6 +93,10 @@ _BEGINNINGS = (
         "a dump of an XGBoost model, which XGBoost cannot load; write the model with save_model, as .ubj",
     ),
     (
+        rb'\s*\{\s*"learner"\s*:\s*\{\s*"generic_param"',
+        "the settings of an XGBoost model without its trees (save_config); write the model with save_model, as .ubj",
+    ),
+    (
         rb'\s*\{\s*(?:"module"\s*:\s*"[\w.]*"\s*,\s*)?"class_name"\s*:\s*"\w+"\s*,\s*"config"',
         "the layers of a Keras model without its weights (to_json); save the whole model as .keras",
     ),

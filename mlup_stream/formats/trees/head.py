@@ -27,6 +27,8 @@ def detect_xgboost_ubj(peek: Peek) -> str | None:
 
 
 def detect_xgboost_json(peek: Peek) -> str | None:
+    if re.match(rb'\s*\{\s*"learner"\s*:\s*\{\s*"generic_param"', peek.head):
+        return None  # settings alone, as `save_config` writes them
     first = re.match(rb'\s*\{\s*"(learner|version)"\s*:\s*[{\[]', peek.head)
     if not first or (first[1] == b"version" and b'"learner"' not in peek.head):
         return None
