@@ -23,7 +23,7 @@ from mlup_stream.delivery.reader import OnWindow, open_buffer
 from mlup_stream.errors import ModelFileChanged
 from mlup_stream.units import KIB
 
-__all__ = ["View"]
+__all__ = ["View", "drop_pages"]
 
 _STRUCTURE_WINDOW_BYTES = 64 * KIB
 
@@ -134,14 +134,8 @@ class View:
         They stay in the page cache, and come back when touched. On the copy-on-write map this undoes what was written there:
         only for a range that nothing refers to any more.
         """
-        if writable not in self._buffers or not self._maps or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = stop if stop >= self.size_bytes else stop // mmap.PAGESIZE * mmap.PAGESIZE
-        mapped = self._buffers[writable].obj
-        if last > first and isinstance(mapped, mmap.mmap):
-            with contextlib.suppress(OSError):  # a filter of system calls
-                mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+        if writable in self._buffers:
+            drop_pages(self._buffers[writable], start, stop)
 
     def prefault(self, parts: Sequence[tuple[int, int]] | None = None) -> None:
         """Brings the file into the page cache and into the maps that are in use: the first prediction waits for nothing.
@@ -210,6 +204,18 @@ class View:
         """What still holds the maps after `release`, empty if nothing does."""
         alive = sum(1 for mapped in self._exported if mapped() is not None)
         return (f"exported buffers of the view of {self.path}",) if alive else ()
+
+
+def drop_pages(buffer: memoryview, start: int, stop: int) -> None:
+    """What `View.drop` does, for the map that a memoryview is of; does nothing for one of something else."""
+    mapped = buffer.obj
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = stop if stop >= len(mapped) else stop // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        with contextlib.suppress(OSError):  # a filter of system calls
+            mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _map_file(fd: int, size_bytes: int, *, writable: bool) -> mmap.mmap:

@@ -1,7 +1,7 @@
 """`.npy` and `.npz` files: arrays in the view where that is possible, one copy at a time where it is not.
 
-A view leaves an array, and each stored array of an archive, in the file. What is deflated is unpacked through a window of 64 KiB
-straight to where it stays.
+A view leaves an array, and each stored array of an archive, in the file. What is deflated, or not aligned, is unpacked when it is
+first asked for, through a window of 64 KiB straight to where it stays; by the other deliveries, and for speed, at once.
 
 An archive's checksums are checked for what is copied, as NumPy does; for what is mapped they are not: that would read it all.
 """
@@ -11,12 +11,14 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, BinaryIO, ClassVar
 
 from mlup_stream.delivery.artifact import Artifact
-from mlup_stream.delivery.kinds import Delivery
+from mlup_stream.delivery.kinds import Delivery, Optimize
+from mlup_stream.delivery.reader import open_buffer
 from mlup_stream.delivery.terms import Built, Terms
-from mlup_stream.delivery.view import View
+from mlup_stream.delivery.view import View, drop_pages
 from mlup_stream.errors import ConfigError, CorruptModelError, LoadError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
 from mlup_stream.formats.arrays.npy import NpyHeader, read_header
@@ -24,7 +26,7 @@ from mlup_stream.formats.arrays.npz import NpzMember, open_member, read_members
 from mlup_stream.formats.kinds import Format, name_of
 from mlup_stream.formats.pickles.frames import scan
 from mlup_stream.memory.estimate import Certainty, Estimate
-from mlup_stream.ml.binarization.arrays.npz_arrays import NpzArrays
+from mlup_stream.ml.binarization.arrays.npz_arrays import Later, NpzArrays
 from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.ml.binarization.pickles.checked_input import CheckedFile, FindsClasses
 from mlup_stream.ml.binarization.pickles.collector import collector_paused
@@ -36,6 +38,9 @@ __all__ = ["NpyBinarizer", "NpzArrays", "NpzBinarizer"]
 
 _OBJECT_BYTES = 1 * KIB
 """An array, its name and its place in the dict: 600 bytes where it is mapped."""
+_LATER_BYTES = 64 * KIB
+"""A smaller array is made at once: waiting for it takes as much as it does."""
+_MADE_LATER = "deflated or not aligned, unpacked when they are first asked for"
 _SCANNED_STEPS = 50_000
 """Opcodes of an array of objects that are looked at first: 30 ms at most."""
 _ENCODINGS = ("ASCII", "latin1", "bytes")  # those that NumPy allows: others would damage numbers
@@ -127,8 +132,9 @@ class NpzBinarizer(_NumpyBinarizer):
         if any(member.has_objects for member in members):
             return None
         stay = [member for member in members if member.stored and member.header and _stays(member.header, terms)]
-        mapped_bytes = sum(member.payload_bytes for member in stay)
-        copied_bytes = sum(member.payload_bytes for member in members) - mapped_bytes
+        later = [member for member in members if _is_made_later(member, terms)] if _is_mapped(artifact, terms) else []
+        mapped_bytes = sum(member.payload_bytes for member in stay) + sum(member.place.compressed_bytes for member in later)
+        copied_bytes = sum(member.payload_bytes for member in members if member not in stay and member not in later)
         why = "the headers of the arrays in the npz file"
         return _estimate(copied_bytes, mapped_bytes, len(members), artifact, terms, why)
 
@@ -138,11 +144,43 @@ class NpzBinarizer(_NumpyBinarizer):
         for member in artifact.header(read_members):
             name = f"{artifact.name}: {member.place.name}"
             in_place = placer.maps or member.has_objects
-            if member.header is not None and member.stored and in_place:
+            later = _later(member, placer, artifact.name, terms)
+            if later is not None:
+                arrays[member.place.name] = later
+            elif member.header is not None and member.stored and in_place:
                 arrays[member.place.name] = _array(file, member.header, placer, name, terms.options)
             else:
                 arrays[member.place.name] = _unpacked(file, member, placer, artifact.name, terms.options)
         return NpzArrays(arrays, artifact.name)
+
+
+def _is_made_later(member: NpzMember, terms: Terms) -> bool:
+    """Whether a view leaves a member's bytes in the file, and its array is made of them when it is asked for."""
+    if member.header is None or member.has_objects or terms.optimize is Optimize.SPEED or member.payload_bytes < _LATER_BYTES:
+        return False
+    return not (member.stored and _stays(member.header, terms))
+
+
+def _later(member: NpzMember, placer: Placer, archive_name: str, terms: Terms) -> Later | None:
+    if not placer.maps or not _is_made_later(member, terms) or member.header is None:
+        return None
+    raw = placer.hold(member.place.data_offset, member.place.compressed_bytes, writable=False)
+    if raw is None:
+        return None
+    placer.said(member.payload_bytes, _MADE_LATER)
+    header = member.header
+    if member.stored:
+        header = replace(header, data_start=header.data_start - member.place.data_offset)
+    alone = NpzMember(replace(member.place, data_offset=0), header)
+
+    def make() -> Any:
+        with open_buffer(raw.data) as file:
+            array = _unpacked(file, alone, Placer(terms, None, file), archive_name, terms.options)
+        if isinstance(raw.base, memoryview):  # of the map, in which nobody needs these pages any more
+            drop_pages(raw.base, member.place.data_offset, member.place.data_end)
+        return array
+
+    return Later(make)
 
 
 def _stays(header: NpyHeader, terms: Terms) -> bool:
@@ -150,9 +188,13 @@ def _stays(header: NpyHeader, terms: Terms) -> bool:
     return header.aligned or terms.maps_unaligned
 
 
+def _is_mapped(artifact: Artifact, terms: Terms) -> bool:
+    return terms.delivery is Delivery.VIEW and not artifact.has_content
+
+
 def _estimate(copied_bytes: int, mapped_bytes: int, count: int, artifact: Artifact, terms: Terms, why: str) -> Estimate:
     objects_bytes = count * _OBJECT_BYTES
-    if terms.delivery is Delivery.VIEW and not artifact.has_content:
+    if _is_mapped(artifact, terms):
         return Estimate.in_place(
             mapped_bytes,
             certainty=Certainty.EXACT,

@@ -1,22 +1,31 @@
-"""What the archive of an `.npz` file is loaded as: all of its arrays, and no open file."""
+"""What the archive of an `.npz` file is loaded as: its arrays, those in the mapped file made when they are asked for, and no open
+file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-__all__ = ["NpzArrays"]
+__all__ = ["Later", "NpzArrays"]
 
 _SUFFIX = ".npy"
 _SHOWN_NAMES = 5
 
 
+class Later:
+    """An array that is made when it is first asked for, from bytes in the mapped file."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+
 class NpzArrays(Mapping[str, Any]):
-    """The arrays by name, to be read as `numpy.load` lets one read an `NpzFile`; they are all there already.
+    """The arrays by name, to be read as `numpy.load` lets one read an `NpzFile`; each is made once, and stays.
 
     Args:
-        members: By their names in the archive, in its order. They are called so, and without `.npy`.
+        members: By their names in the archive, in its order; or a `Later`. They are called so, and without `.npy`.
         source: What was loaded, for `repr`.
 
     Attributes:
@@ -28,7 +37,12 @@ class NpzArrays(Mapping[str, Any]):
         self._arrays = {name.removesuffix(_SUFFIX): array for name, array in members.items()}
         self._full_names = frozenset(members)
         self._source = source
-        self.f = _Attributes(self._arrays)
+        self._lock = threading.Lock()
+        self.f = _Attributes(self)
+
+    def __reduce__(self) -> Any:
+        named = {name if name in self._full_names else f"{name}{_SUFFIX}": self[name] for name in self._arrays}
+        return type(self), (named, self._source)
 
     @property
     def files(self) -> list[str]:
@@ -37,7 +51,12 @@ class NpzArrays(Mapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
         if key not in self:
             raise KeyError(f"{key} is not a file in the archive")
-        return self._arrays[key if key in self._arrays else key.removesuffix(_SUFFIX)]
+        name = key if key in self._arrays else key.removesuffix(_SUFFIX)
+        with self._lock:
+            found = self._arrays[name]
+            if isinstance(found, Later):
+                found = self._arrays[name] = found.make()
+        return found
 
     def __contains__(self, key: object) -> bool:
         return key in self._arrays or key in self._full_names
@@ -65,7 +84,18 @@ class NpzArrays(Mapping[str, Any]):
 
 
 class _Attributes:
-    """The items of a dict as attributes."""
+    """The arrays as attributes."""
 
-    def __init__(self, arrays: dict[str, Any]) -> None:
-        self.__dict__ = arrays
+    def __init__(self, arrays: NpzArrays) -> None:
+        self._arrays = arrays
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return self._arrays[name]
+        except KeyError as error:
+            raise AttributeError(name) from error
+
+    def __dir__(self) -> list[str]:
+        return self._arrays.files

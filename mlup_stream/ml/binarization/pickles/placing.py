@@ -84,7 +84,7 @@ class Placer:
         size_bytes = view.size_bytes if view is not None else 0
         self._allowance_bytes = max(size_bytes // 100, _SMALL_BYTES) if allowance_bytes is None else allowance_bytes
         self._copied_bytes = 0
-        self._copied_because: dict[str, list[int]] = {}
+        self._because: dict[str, list[int]] = {}
         self._held: dict[int, _Held] = {}
         self._unused: list[int] = []
         self._last_number = 0
@@ -210,9 +210,13 @@ class Placer:
         """Takes note of a payload that was copied."""
         self._copied_bytes += size_bytes
         if because is not None:
-            count = self._copied_because.setdefault(because, [0, 0])
-            count[0] += 1
-            count[1] += size_bytes
+            self.said(size_bytes, because)
+
+    def said(self, size_bytes: int, because: str) -> None:
+        """Takes note of what is to be told of an array of this size."""
+        count = self._because.setdefault(because, [0, 0])
+        count[0] += 1
+        count[1] += size_bytes
 
     def check(self) -> None:
         """Makes sure that the file is as it was: to be called before code runs that may touch what is mapped.
@@ -234,7 +238,7 @@ class Placer:
         """What became of the payloads so far."""
         mapped = [held.stop - held.start for held in self._held.values()]
         not_aligned = [held.stop - held.start for held in self._held.values() if not held.aligned]
-        reasons = [_said(because, count, size) for because, (count, size) in self._copied_because.items()]
+        reasons = [_said(because, count, size) for because, (count, size) in self._because.items()]
         if not_aligned:
             reasons.append(_said(_NOT_ALIGNED_MAPPED, len(not_aligned), sum(not_aligned)))
         parts = tuple((held.start, held.stop) for held in self._held.values())
