@@ -5,6 +5,7 @@
     peak(stream)         = payload + chunk + session         = 1.00 x payload
     peak(bytes)          = file + payload + chunk + session  = 2.00 x payload, and settled 1.00
     peak(view, speed)    = packed payload + one tensor that is being packed + session
+    settled(saved packed) = session
 
 of RSS, of which private memory is a part. The model's answer, the same for all, depends on every weight.
 """
@@ -20,6 +21,7 @@ import pytest
 pytest.importorskip("onnx", reason="needs the onnx extra")
 pytest.importorskip("onnxruntime", reason="needs the onnx extra")
 
+from child import run_child
 from measured import Took, measure_load
 from onnx_models import BUILDERS
 
@@ -137,6 +139,32 @@ def test_speed_takes_the_packed_payload(models: dict[str, Path]) -> None:
     took = _measure(models["initializers"], "view", "speed")
     assert 0.9 * PAYLOAD_BYTES <= took.peak_bytes <= PAYLOAD_BYTES + PAYLOAD_BYTES // LAYERS + SESSION_BYTES
     assert took.settled_anon_bytes <= PAYLOAD_BYTES + SESSION_BYTES
+
+
+@pytest.mark.parametrize("optimize", ["memory", "speed"])
+@pytest.mark.parametrize("delivery", ["view", "path"])
+def test_what_was_saved_packed_settles_in_the_file(models: dict[str, Path], folder: Path, delivery: str, optimize: str) -> None:
+    """settled anon <= session: each tensor is packed for a moment, to compare, and the packed one of the file is kept."""
+    path = folder / "saved.onnx"
+    if not path.exists():
+        run_child(
+            """
+            import mlup_stream
+            mlup_stream.load(path, optimize="speed", sess_options={
+                "optimized_model_filepath": saved,
+                "session.optimized_model_external_initializers_file_name": "saved.onnx.data",
+                "session.optimized_model_external_initializers_min_size_in_bytes": 4096,
+                "session.save_external_prepacked_constant_initializers": 1,
+            })
+            answer(True)
+            """,
+            path=str(models["initializers"]),
+            saved=str(path),
+        )
+    took = _measure(path, delivery, optimize)
+    assert took.settled_anon_bytes <= SESSION_BYTES
+    assert took.estimate is not None
+    assert took.peak_bytes <= took.estimate["peak_bytes"] + 2 * PAYLOAD_BYTES  # the pages of the file that the comparison reads
 
 
 @pytest.mark.parametrize("delivery", ["view", "stream", "bytes", "path"])
