@@ -26,7 +26,7 @@ from mlup_stream.memory.estimate import Estimate
 
 __all__ = ["BaseBinarizer", "FormatBinarizer", "one_line"]
 
-_MAX_CHARACTERS = 400
+_MAX_CHARACTERS = 2000
 
 
 class BaseBinarizer(metaclass=abc.ABCMeta):
