@@ -54,7 +54,14 @@ class Terms:
 
 
 class Built(NamedTuple):
-    """What building a model gave: the model, and where its payload went, where that is known."""
+    """What building a model gave.
+
+    Attributes:
+        model: The model object.
+        placement: Where its payload went; None where that is not known.
+        arrays_writable: Whether its arrays may be written to; None where a format has no arrays to give.
+    """
 
     model: Any
     placement: Placement | None = None
+    arrays_writable: bool | None = None

@@ -19,7 +19,7 @@ from mlup_stream.config import Config
 from mlup_stream.delivery.artifact import Artifact, artifact_of
 from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.loaded_file import LoadedFile
-from mlup_stream.delivery.placement import Placement
+from mlup_stream.delivery.terms import Built
 from mlup_stream.errors import (
     AmbiguousModelError,
     ConfigError,
@@ -125,11 +125,11 @@ class MLupModel:
                 clock.ended("planning")
                 plan = self._make_way(plan, governor)
                 clock.ended("giving_back")
-                held, placement, memory = self._build(plan, artifact, governor, clock)
+                held, built, memory = self._build(plan, artifact, governor, clock)
                 clock.ended("giving_back")
             self._hold(held, artifact)
             self.report = LoadReport.of(
-                artifact.name, plan, memory, placement, size_bytes=size_bytes, stages=clock.stages
+                artifact.name, plan, memory, built, size_bytes=size_bytes, stages=clock.stages
             )
             logger.info("%s", self.report)
             return self
@@ -311,8 +311,8 @@ class MLupModel:
 
     def _build(
         self, plan: LoadPlan, artifact: Artifact, governor: MemoryGovernor, clock: Stopwatch
-    ) -> tuple[Held, Placement | None, MemoryReport]:
-        """The model, where its payload went, and what building it took; the raw data is released by then.
+    ) -> tuple[Held, Built, MemoryReport]:
+        """The model, what became of its payload, and what building it took; the raw data is released by then.
 
         A function of its own, so that a model that fails the last check dies with its frame.
         """
@@ -324,7 +324,8 @@ class MLupModel:
             held = Held.of(built.model, self.conf.predict_method_name)
             held.check(artifact.name)
             clock.ended("building")
-            return held, built.placement, watch.settle(artifact.release)
+            # Without the model: a second reference would keep it when the first is let go.
+            return held, built._replace(model=None), watch.settle(artifact.release)
 
 
 def _spare_in_dev_mode(binarizer: type[Any], others: set[str]) -> None:

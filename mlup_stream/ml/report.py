@@ -13,6 +13,7 @@ from mlup_stream.units import format_bytes
 
 if TYPE_CHECKING:
     from mlup_stream.delivery.placement import Placement
+    from mlup_stream.delivery.terms import Built
     from mlup_stream.ml.plan import LoadPlan
 
 __all__ = ["LoadReport", "StageSeconds", "Stopwatch"]
@@ -77,6 +78,8 @@ class LoadReport:
         estimate: What the load was expected to take, and how surely; None where nothing could be said.
         memory: RSS, anon and file memory before, at the peak and after, and what each step of the reclaim returned.
         placement: How many payload bytes stayed in the mapped file and how many were copied; None where that is not known.
+        arrays_writable: Whether the model's arrays may be written to, which `mapping` decides and not the delivery; None where a
+            format has no arrays to give.
     """
 
     file: str
@@ -91,6 +94,7 @@ class LoadReport:
     estimate: Estimate | None
     memory: MemoryReport
     placement: Placement | None = None
+    arrays_writable: bool | None = None
 
     @classmethod
     def of(
@@ -98,7 +102,7 @@ class LoadReport:
         name: str,
         plan: LoadPlan,
         memory: MemoryReport,
-        placement: Placement | None,
+        built: Built,
         *,
         size_bytes: int,
         stages: StageSeconds,
@@ -115,7 +119,8 @@ class LoadReport:
             build_seconds=memory.seconds or 0.0,
             estimate=plan.admission.estimate,
             memory=memory,
-            placement=placement,
+            placement=built.placement,
+            arrays_writable=built.arrays_writable,
         )
 
     def to_dict(self) -> dict[str, Any]:

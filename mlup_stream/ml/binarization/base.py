@@ -135,7 +135,7 @@ class FormatBinarizer(BaseBinarizer):
         with cls.explained(artifact):
             built = cls._dispatch(artifact, terms)
             artifact.check()
-            return built
+            return built if built.arrays_writable is not None else built._replace(arrays_writable=cls.arrays_writable(terms))
 
     @classmethod
     def _dispatch(cls, artifact: Artifact, terms: Terms) -> Built:
@@ -174,6 +174,11 @@ class FormatBinarizer(BaseBinarizer):
         """The model in a buffer."""
         with open_buffer(buffer) as file:
             return cls.from_file(file, artifact, terms)
+
+    @classmethod
+    def arrays_writable(cls, terms: Terms) -> bool | None:
+        """Whether the model's arrays may be written to, by whatever delivery it comes; None if it has none."""
+        return None
 
     @classmethod
     @contextlib.contextmanager

@@ -122,6 +122,10 @@ class GgufBinarizer(FormatBinarizer):
         return estimate.with_raw(artifact.size_bytes) if several else estimate
 
     @classmethod
+    def arrays_writable(cls, terms: Terms) -> bool | None:
+        return _is_writable(terms)
+
+    @classmethod
     def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
         parts = []
         copied_bytes = 0

@@ -83,6 +83,10 @@ class _NumpyBinarizer(FormatBinarizer):
             return cls._load(file, artifact, terms, view)
 
     @classmethod
+    def arrays_writable(cls, terms: Terms) -> bool | None:
+        return terms.writable
+
+    @classmethod
     def _load(cls, file: BinaryIO, artifact: Artifact, terms: Terms, view: View | None) -> Built:
         placer = Placer(terms, view, file)
         return Built(cls._arrays(file, artifact, terms, placer), placer.placement())

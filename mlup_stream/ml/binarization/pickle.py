@@ -80,7 +80,7 @@ class PickleBinarizer(FormatBinarizer):
         structure = artifact.header(structure_of).structure
         if _is_mostly_payload(structure, terms):
             return load_payload(file, artifact, terms, None)
-        return Built(_load_objects(file, artifact, terms), Placement(0, structure.payload_bytes))
+        return _built_of_objects(file, artifact, terms, structure)
 
     @classmethod
     def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
@@ -89,7 +89,11 @@ class PickleBinarizer(FormatBinarizer):
             with view.open_structure() as file:
                 return load_payload(file, artifact, terms, view)
         with view.open() as file:
-            return Built(_load_objects(file, artifact, terms), Placement(0, structure.payload_bytes))
+            return _built_of_objects(file, artifact, terms, structure)
+
+    @classmethod
+    def arrays_writable(cls, terms: Terms) -> bool | None:
+        return terms.writable
 
     @classmethod
     def explain(cls, error: Exception, artifact: Artifact) -> MLupError:
@@ -144,6 +148,11 @@ def load_payload(file: BinaryIO, artifact: Artifact, terms: Terms, view: View | 
         unpickler.forget()
     placer.drop_unused()
     return Built(model, placer.placement() if placer.maps else Placement(0, structure.payload_bytes))
+
+
+def _built_of_objects(file: BinaryIO, artifact: Artifact, terms: Terms, structure: PickleStructure) -> Built:
+    # What few arrays there are, `pickle` makes itself.
+    return Built(_load_objects(file, artifact, terms), Placement(0, structure.payload_bytes), arrays_writable=True)
 
 
 def _load_objects(file: BinaryIO, artifact: Artifact, terms: Terms) -> Any:

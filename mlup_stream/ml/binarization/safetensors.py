@@ -84,6 +84,10 @@ class SafetensorsBinarizer(FormatBinarizer):
         return Estimate.private(payload_bytes + objects_bytes, certainty=Certainty.EXACT, why=why)
 
     @classmethod
+    def arrays_writable(cls, terms: Terms) -> bool | None:
+        return terms.writable
+
+    @classmethod
     def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
         arrays = _arrays(artifact, terms)
         _announce_writers()

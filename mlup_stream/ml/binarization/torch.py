@@ -147,6 +147,10 @@ class TorchBinarizer(_TorchFormat):
         return joined(parts)
 
     @classmethod
+    def arrays_writable(cls, terms: Terms) -> bool | None:
+        return True
+
+    @classmethod
     def from_path(cls, artifact: Artifact, terms: Terms) -> Built:
         with artifact.by_name() as path:
             return cls._load(path, artifact, terms)

@@ -193,9 +193,13 @@ class InPlaceUnpickler(_Standard):  # type: ignore[misc]  # see above
             if isinstance(arguments, LateTuple) and len(self.stack) > 1 and _name_of(self.stack[-2]) in KEEPS_BUFFER:
                 self.stack.pop()
                 self.stack[-1] = self.stack[-1](*self._buffers_of(arguments.items))
+                self._seal()
                 return
             self.settle(2)
+        keeps_buffer = len(self.stack) > 1 and _name_of(self.stack[-2]) in KEEPS_BUFFER
         _standard_reduce(self)
+        if keeps_buffer:
+            self._seal()
 
     dispatch[pickle.REDUCE[0]] = load_reduce
 
@@ -231,8 +235,17 @@ class InPlaceUnpickler(_Standard):  # type: ignore[misc]  # see above
             self._placer.drop_unused()
         else:
             _standard_build(self)
+        self._seal()
 
     dispatch[pickle.BUILD[0]] = load_build
+
+    def _seal(self) -> None:
+        """Makes an array on top of the stack read-only where the others are, which stay in the map."""
+        numpy = sys.modules.get("numpy")
+        if self._placer is None or self._placer.writable or numpy is None:
+            return
+        if isinstance(self.stack[-1], numpy.ndarray):
+            self.stack[-1].flags.writeable = False
 
     def _array_made(self, state: LateTuple) -> bool:
         """Whether the array on top of the stack could be replaced by one upon the map, in this state.

@@ -80,7 +80,7 @@ class Placer:
         self._maps_unaligned = terms.maps_unaligned
         # A view of a buffer has no copy-on-write map: its `writable` is one whole copy; one for each array is freed sooner.
         self._copies_all = view is None or (view.path is None and terms.writable)
-        self._writable = terms.writable
+        self.writable = terms.writable
         size_bytes = view.size_bytes if view is not None else 0
         self._allowance_bytes = max(size_bytes // 100, _SMALL_BYTES) if allowance_bytes is None else allowance_bytes
         self._copied_bytes = 0
@@ -146,7 +146,9 @@ class Placer:
         held = np.empty(size_bytes, np.uint8)
         fill(held.data, stream)
         self.copied(size_bytes, because if size_bytes else None)
-        return _over(held, dtype, shape, order, subtype)
+        array = _over(held, dtype, shape, order, subtype)
+        array.flags.writeable = self.writable
+        return array
 
     def hold(
         self,
@@ -196,7 +198,7 @@ class Placer:
 
     def _buffer(self) -> memoryview | None:
         assert self._view is not None  # or everything would be copied
-        if not self._writable:
+        if not self.writable:
             return self._view.buffer
         try:
             return self._view.writable
@@ -231,7 +233,7 @@ class Placer:
         """Takes out of RSS what was mapped and is no longer referred to: what an estimator copied while it was built."""
         while self._unused and self._view is not None:
             held = self._held.pop(self._unused.pop())
-            self._view.drop(held.start, held.stop, writable=self._writable)
+            self._view.drop(held.start, held.stop, writable=self.writable)
             self.copied(held.stop - held.start, _COPIED_BY_MODEL)
 
     def placement(self) -> Placement:
