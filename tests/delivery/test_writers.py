@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import shutil
@@ -201,6 +202,45 @@ def test_a_file_that_is_no_longer_mapped_is_written_in_place(path: Path) -> None
     del array
     path.write_bytes(b"new")
     assert path.stat().st_ino == before
+
+
+@pytest.mark.parametrize("truncates", [True, False])
+def test_a_writer_of_which_python_hears_nothing(path: Path, truncates: bool) -> None:
+    """Once it is announced, it writes to a file of its own as well; announced twice, it is the same function."""
+
+    class Library:
+        @staticmethod
+        def save(content: bytes, name: str) -> None:
+            libc = ctypes.CDLL(None)
+            file = libc.creat(name.encode(), 0o644)
+            libc.write(file, content, len(content))
+            libc.close(file)
+
+    writers.announced(Library, "save", 1, truncates=truncates)
+    announced = Library.save
+    writers.announced(Library, "save", 1, truncates=truncates)
+    writers.announced(Library, "no_such_function", 1)
+    assert Library.save is announced
+    array = mlup.load(path)
+    Library.save(b"new", str(path))
+    assert path.read_bytes() == b"new"
+    assert (array == numpy.arange(100_000.0)).all()
+
+
+@pytest.mark.parametrize(("version", "is_announced"), [("0.5.3", True), ("0.8.0", False)])
+def test_which_safetensors_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, is_announced: bool
+) -> None:
+    """From 0.8 on it renames a new file itself: nothing has to be copied for it."""
+    library = pytest.importorskip("safetensors", reason="writes the file")
+    numpy_part = pytest.importorskip("safetensors.numpy", reason="writes the file")
+    path = tmp_path / "m.safetensors"
+    numpy_part.save_file({"a": numpy.arange(10.0)}, path)
+    monkeypatch.setattr(library, "__version__", version)
+    for part in (library, numpy_part):
+        monkeypatch.setattr(part, "serialize_file", lambda *arguments, **keywords: None)
+    assert (mlup.load(path, delivery="view")["a"] == numpy.arange(10.0)).all()
+    assert hasattr(numpy_part.serialize_file, writers._ANNOUNCED) == is_announced
 
 
 def test_what_cannot_be_kept_is_refused_before_anything_is_lost(path: Path) -> None:
