@@ -531,8 +531,11 @@ def test_a_damaged_folder_never_ends_the_process(folder: Path, tmp_path: Path) -
 
 
 def test_nothing_is_printed_and_nothing_warned(saved: Saved) -> None:
-    """A fresh process that loads and predicts writes nothing to its standard error; the user's log level is left alone."""
-    assert run_child(
+    """A fresh process that loads writes nothing to its standard error; the user's log level is left alone.
+
+    But for the note on oneDNN, which TensorFlow 2.21 prints on some processors before it reads the log level (3 shows it too).
+    """
+    said, level, layers = run_child(
         """
         import os, sys, tempfile, warnings
         warnings.simplefilter("error")
@@ -548,7 +551,10 @@ def test_nothing_is_printed_and_nothing_warned(saved: Saved) -> None:
             answer([file.read().decode(), os.environ.get("TF_CPP_MIN_LOG_LEVEL"), len(model.layers)])
         """,
         path=str(saved["model.keras"]),
-    ) == ["", None, 4]
+    )
+    too_early = ("All log messages before absl::InitializeLog()", "oneDNN custom operations are on")
+    assert [line for line in said.splitlines() if not any(words in line for words in too_early)] == []
+    assert (level, layers) == (None, 4)
 
 
 def test_without_its_library_the_error_says_what_to_install(saved: Saved) -> None:
