@@ -1,4 +1,4 @@
-"""What every test needs: a cache folder of its own, so that nothing is learned from the user's loads; one TensorFlow everywhere."""
+"""What every test needs: a cache folder of its own, so that nothing is learned from the user's loads, and one TensorFlow."""
 
 from __future__ import annotations
 
