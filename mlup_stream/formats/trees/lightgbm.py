@@ -23,6 +23,9 @@ __all__ = ["CHARACTERS", "Checks", "LightGBMModel", "read_header", "walk"]
 _MAX_LINE_BYTES = 64 * MIB
 """A list of a tree with millions of leaves. A longer line is no LightGBM model."""
 
+_MOST_TREE_LINES = 22
+"""As in the library, which looks at no more lines of a tree than it knows keys."""
+_AFTER_TREES = (b"feature importances:", b"feature_importances:", b"parameters:")
 _MAX_CLASSES = 1_000_000
 CHARACTERS = b"0123456789+-.eE "
 """Of a list of numbers."""
@@ -96,14 +99,17 @@ def walk(file: BinaryIO, name: str, checks: Checks | None = None) -> LightGBMMod
                 trees += good
                 line = lines.next()
                 continue
-        line = _tree(lines, line, trees, model)
-        size_bytes = lines.position - len(line) - begins
-        if model.tree_sizes is not None and (trees >= len(model.tree_sizes) or size_bytes != model.tree_sizes[trees]):
-            expected = model.tree_sizes[trees] if trees < len(model.tree_sizes) else "no further tree"
-            raise lines.corrupt(f"tree {trees} to be as long as tree_sizes says, {expected}", f"{size_bytes} bytes")
+        line, content_bytes = _tree(lines, line, trees, model)
+        if model.tree_sizes is not None:
+            _check_size(lines, trees, model.tree_sizes, content_bytes, lines.position - len(line) - begins)
         trees += 1
-    if line.rstrip(b"\r\n") != b"end of trees" or (model.tree_sizes is not None and trees != len(model.tree_sizes)):
-        raise lines.corrupt("'end of trees' after the last tree", repr(line[:40]))
+    if line.rstrip(b"\r\n") != b"end of trees":
+        # LightGBM before 2.2 wrote none: its last tree ends where `tree_sizes` says, or at the features' importances.
+        follows = line.startswith(_AFTER_TREES) if model.tree_sizes is None else trees == len(model.tree_sizes)
+        if not follows:
+            raise lines.corrupt("'end of trees' after the last tree", repr(line[:40]))
+    if model.tree_sizes is not None and trees != len(model.tree_sizes):
+        raise lines.corrupt(f"{len(model.tree_sizes)} trees, as tree_sizes says", str(trees))
     if model.classes > max(trees, 1):
         raise lines.corrupt(f"at most one class for each of {trees} trees", f"num_class={model.classes}")
     _rest(lines)
@@ -150,12 +156,14 @@ class _Lines:
         self._name = name
         self._start = file.tell() if file.seekable() else None
         self.position = 0
+        self.ends_with_return = False
         self.checks = checks or Checks()
 
     def next(self) -> bytes:
         """The next line with its newline; empty at the end of the file."""
         line = self._file.readline(_MAX_LINE_BYTES)
         self.position += len(line)
+        self.ends_with_return = line.endswith(b"\r\n")
         if len(line) == _MAX_LINE_BYTES:
             raise self.corrupt(f"lines of at most {_MAX_LINE_BYTES} bytes", "a longer one")
         if b"\0" in line:
@@ -245,16 +253,42 @@ class _Tree(NamedTuple):
     category_sets: int
 
 
-def _tree(lines: _Lines, line: bytes, index: int, model: LightGBMModel) -> bytes:
-    """Checks one tree, and gives the line after it."""
+def _check_size(lines: _Lines, index: int, sizes: tuple[int, ...], content_bytes: int, size_bytes: int) -> None:
+    """A tree is as long as `tree_sizes` says: the library begins the next one there.
+
+    The last may be followed by more blank lines than it counts.
+    """
+    expected = sizes[index] if index < len(sizes) else None
+    if expected == size_bytes or (expected is not None and index == len(sizes) - 1 and content_bytes <= expected <= size_bytes):
+        return
+    if lines.ends_with_return and expected is not None and expected < size_bytes:
+        raise lines.corrupt(
+            f"tree {index} to be as long as tree_sizes says, {expected}",
+            f"{size_bytes} bytes with the line ends of Windows, which a copy as text has made: turn them back (dos2unix)",
+        )
+    wanted = "no further tree" if expected is None else f"tree {index} to be as long as tree_sizes says, {expected}"
+    raise lines.corrupt(wanted, f"{size_bytes} bytes")
+
+
+def _tree(lines: _Lines, line: bytes, index: int, model: LightGBMModel) -> tuple[bytes, int]:
+    """Checks one tree, and gives the line after it, and the length of the tree without the blank lines behind it."""
     if line.rstrip(b"\r\n") != b"Tree=%d" % index:
         raise lines.corrupt(f"tree {index}", repr(line[:40]))
+    begins = lines.position - len(line)
     values: dict[bytes, bytes] = {}
-    while (line := lines.next()) and not line.startswith((b"Tree=", b"end of trees")):
+    read = 0
+    # As the library: up to a blank line, or so many; what comes after it does not see, whatever key is missing then.
+    while (line := lines.next()).rstrip(b"\r\n") and read < _MOST_TREE_LINES:
         if not line.endswith(b"\n"):
             raise lines.corrupt("a whole line", "the end of the file")
-        key, _, value = line.rstrip(b"\r\n").partition(b"=")
+        key, separator, value = line.rstrip(b"\r\n").partition(b"=")
+        if not separator:
+            raise lines.corrupt(f"name=value in tree {index}", repr(line[:40]))
         values[key] = value
+        read += 1
+    content_bytes = lines.position - len(line) - begins
+    while line in (b"\n", b"\r\n"):
+        line = lines.next()
     leaves = _integer(lines, values, b"num_leaves")
     tree = _Tree(index, values, leaves - 1, leaves, _integer(lines, values, b"num_cat"))
     if not _NUMBER.fullmatch(values.get(b"shrinkage", b"1")):
@@ -265,7 +299,7 @@ def _tree(lines: _Lines, line: bytes, index: int, model: LightGBMModel) -> bytes
     if tree.nodes:
         _check_nodes(lines, tree, model.features)
     _check_linear(lines, tree, model.features)
-    return line
+    return line, content_bytes
 
 
 def _check_lists(lines: _Lines, tree: _Tree) -> None:

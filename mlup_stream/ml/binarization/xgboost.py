@@ -46,6 +46,7 @@ _TREE_BYTES = 2560
 _FIRST_USE_BYTES = 8 * MIB
 """What the library allocates once: its threads. Measured: 6.7 MiB."""
 _HEAD_BYTES = 256 * 1024
+_WHERE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
 _TREES = re.compile(rb"num_treesSL.{8}(\d{1,9})[}L]", re.DOTALL)
 
 
@@ -112,8 +113,12 @@ class XGBoostBinarizer(FormatBinarizer):
 
     @classmethod
     def is_corrupt(cls, error: Exception) -> bool:
-        # The library has one kind of exception for whatever is wrong with a file.
-        return type(error).__name__ == "XGBoostError" or super().is_corrupt(error)
+        return False  # damage is what the check found: what the library refuses afterwards is whole
+
+    @classmethod
+    def said(cls, error: Exception) -> str:
+        # "[time] source file:line: reason", and a stack trace.
+        return super().said(ValueError(_WHERE.sub("", str(error).partition("Stack trace:")[0])))
 
 
 def _encoding_of(file: BinaryIO, name: str) -> str:
@@ -146,7 +151,8 @@ def _head(file: BinaryIO, name: str) -> tuple[str, int | None]:
 def _checked(file: BinaryIO, name: str) -> str:
     """The encoding of a whole model."""
     encoding = _encoding_of(file, name)
-    check(file, name, is_json=encoding == "json")
+    version = require("xgboost", "XGBoost models").__version__
+    check(file, name, is_json=encoding == "json", library=tuple(map(int, re.findall(r"\d+", version)[:2])))
     return encoding
 
 

@@ -15,7 +15,9 @@ import array
 import operator
 from typing import Any, BinaryIO
 
+from mlup_stream.errors import ModelBinarizationError
 from mlup_stream.extras import require
+from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.trees.xgboost_alike import ORDER, AlikeTrees
 from mlup_stream.formats.trees.xgboost_json import JsonValues
 from mlup_stream.formats.trees.xgboost_ubjson import Numbers, UbjValues, Values
@@ -30,6 +32,8 @@ _OF_NODES = frozenset({*_NODE_LISTS, "split_type"})
 _OF_CATEGORIES = frozenset({"categories", *_BY_CATEGORY})
 _OF_MODEL = frozenset({"tree_info", "iteration_indptr"})
 
+_LEAF_LISTS_SINCE = (3, 2)
+"""The version that keeps the vectors of leaves in `leaf_weights`, and follows a null pointer without (tried with 2.1 to 3.2)."""
 _MOST_CATEGORIES = 1 << 24
 """As in the library: a category is a float, which has no odd numbers above. A set takes a bit for each up to its largest."""
 _MOST_OUTPUTS = 1_000_000
@@ -37,18 +41,20 @@ _TOGETHER = 1 << 15
 """So many nodes are looked at together, and those of one window more: 4 MB. Of fewer each call costs more than its work."""
 
 
-def check(file: BinaryIO, name: str, *, is_json: bool) -> None:
+def check(file: BinaryIO, name: str, *, is_json: bool, library: tuple[int, ...] = _LEAF_LISTS_SINCE) -> None:
     """Walks the whole model.
 
     Args:
         file: From its beginning.
         name: What to call it in a message.
         is_json: JSON, not UBJSON.
+        library: The version of XGBoost that is to read it.
 
     Raises:
+        ModelBinarizationError: It is whole, and of a layout that this XGBoost does not survive.
         CorruptModelError: It is cut off, or something in it would make the library read or allocate what it must not.
     """
-    trees = _Trees(name)
+    trees = _Trees(name, has_leaf_lists=library >= _LEAF_LISTS_SINCE)
     wanted, items_of = _OF_NODES | _OF_CATEGORIES | _OF_MODEL, ("trees", trees.add)
     values = JsonValues(file, name, wanted, items_of) if is_json else UbjValues(file, name, wanted, items_of, trees.add_alike)
     trees.values = values
@@ -71,6 +77,8 @@ def check(file: BinaryIO, name: str, *, is_json: bool) -> None:
     if booster is not inner and (not isinstance(dropped, Numbers) or dropped.length != trees.count):
         raise values.corrupt(f"a weight for each of {trees.count} trees", str(dropped and dropped.length))
     _check_forest(values, _inside(values, inner, "model"), trees, outputs)
+    if trees.leaf_sizes - {1} and trees.leaf_sizes != {outputs}:
+        raise values.corrupt(f"leaves of {outputs} numbers in every tree", f"of {sorted(trees.leaf_sizes)}")
     if trees.most_features > features:
         raise values.corrupt(f"trees that split on one of {features} features", f"feature {trees.most_features - 1}")
 
@@ -96,14 +104,22 @@ def _check_forest(values: Values, model: dict[str, Any], trees: _Trees, outputs:
 class _Trees:
     """The trees as they come. They are looked at many at a time: of small ones each would cost more than the library's reading.
 
+    Args:
+        name: What to call the file in a message.
+        has_leaf_lists: Whether the library reads vectors of leaves from a list of their own.
+
     Attributes:
         count: How many have come.
+        leaf_sizes: How many numbers a leaf has.
         most_features: How many features a sample must have for them; known after `check`.
     """
 
     values: Values
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, has_leaf_lists: bool) -> None:
+        self._name = name
+        self._wants_leaf_lists = has_leaf_lists
+        self.leaf_sizes: set[int] = set()
         self._numpy = require("numpy", "XGBoost models")
         keep_small_arrays()
         self.count = 0
@@ -132,6 +148,7 @@ class _Trees:
         self._alike += trees.lists
         self._nodes += trees.nodes
         self._held += sum(trees.nodes)
+        self.leaf_sizes.add(1)
         self.count += len(trees.nodes)
         if self._held >= _TOGETHER:
             self.check()
@@ -164,6 +181,7 @@ class _Trees:
         if nodes < 1 or outputs > _MOST_OUTPUTS or tree.get("id", self.count) != self.count:
             raise self._corrupt("its number and its nodes", f"{tree.get('id')!r} and {nodes}")
         has_leaf_lists = "leaf_weights" in tree
+        self.leaf_sizes.add(outputs)
         for key in _BY_NODE:
             self._check_count(tree, key, nodes)
         for key in ("loss_changes", "sum_hessian"):
@@ -208,8 +226,16 @@ class _Trees:
     def _check_vectors(self, tree: dict[str, Any], nodes: int, outputs: int) -> None:
         """Leaves of several outputs: a vector for each node, or for each leaf in a list of their own."""
         weights, of_leaves = tree.get("base_weights"), tree.get("leaf_weights")
-        if not isinstance(weights, Numbers) or weights.length not in (nodes * outputs, nodes):
+        wanted = (nodes * outputs,) if of_leaves is None else (nodes * outputs, nodes)
+        if not isinstance(weights, Numbers) or weights.length not in wanted:
             raise self._corrupt(f"{nodes * outputs} base_weights", "another number")
+        if of_leaves is None and self._wants_leaf_lists:
+            raise ModelBinarizationError(
+                f"{self._name}: a whole model whose trees have several outputs, in the layout of XGBoost before 3.2, which ends"
+                ' the process in 3.2: load it with "xgboost<3.2", or train it again and save it with 3.2',
+                path=self._name,
+                format=Format.XGBOOST.value,
+            )
         if of_leaves is not None:
             self._check_count(tree, "leaf_weights", self._items(tree, "left_children").count(-1) * outputs)
 
