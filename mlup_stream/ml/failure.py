@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 
-from mlup_stream.memory.reclaim import give_back
+from mlup_stream.memory.reclaim import give_back, promotions
 
 __all__ = ["Release", "nothing_left_behind"]
 
@@ -33,11 +33,12 @@ def nothing_left_behind(spared: Collection[str] = ()) -> Iterator[list[Release]]
             exception comes.
     """
     releases: list[Release] = []
+    before = promotions()
     try:
         yield releases
     except BaseException as error:
         _forget(error, spared)
-        give_back(*releases)
+        give_back(*releases, promotions_before=before)
         raise
 
 

@@ -16,6 +16,7 @@ from child import run_child
 from given import Given, deserialize
 from measured import SLACK_BYTES, measure_load
 
+import mlup_stream as mlup
 from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.errors import ConfigError, CorruptModelError
 from mlup_stream.formats.trees.lightgbm import Checks, read_header, walk
@@ -308,3 +309,48 @@ def test_the_peak_is_the_text_and_the_model(big_file: Path, delivery: str) -> No
     assert took.estimate is not None
     assert took.peak_bytes <= took.estimate["peak_anon_bytes"]
     assert took.settled_bytes <= took.estimate["settled_anon_bytes"]
+
+
+def _text_of(tmp_path: Path) -> str:
+    rows = numpy.random.default_rng(3).random((200, 4))
+    booster = lightgbm.train({"verbosity": -1, "num_leaves": 6}, lightgbm.Dataset(rows, rows[:, 0]), 4)
+    return str(booster.model_to_string())
+
+
+@pytest.mark.parametrize("delivery", ["view", "path", "bytes"])
+@pytest.mark.parametrize("of", ["2.1", "2.0", "2.0 on Windows", "4 without the line"])
+def test_models_without_end_of_trees_load(tmp_path: Path, of: str, delivery: Any) -> None:
+    """LightGBM wrote none before 2.2, and no `tree_sizes` before 2.1: such a model answers as its library makes it answer."""
+    text = _text_of(tmp_path)
+    if of == "4 without the line":
+        text = text.replace("end of trees\n\n", "")
+    else:
+        text = re.sub(r"\nend of trees\n.*", "\nfeature importances:\nColumn_0=9\n", text, flags=re.DOTALL)
+        text = re.sub(r"version=.*\n", "", text)
+    if of.startswith("2.0"):
+        text = re.sub(r"tree_sizes=.*\n", "", text)
+    path = tmp_path / "m.txt"
+    path.write_bytes(text.replace("\n", "\r\n" if "Windows" in of else "\n").encode())
+    rows = numpy.random.default_rng(4).random((5, 4))
+    assert (mlup.load(path, delivery=delivery).predict(rows) == lightgbm.Booster(model_file=str(path)).predict(rows)).all()
+
+
+def test_line_ends_of_windows_are_told_as_such(tmp_path: Path) -> None:
+    """Where `tree_sizes` counts them, LightGBM ends the process; the error says what they are, and how to turn them back."""
+    path = tmp_path / "m.txt"
+    path.write_bytes(_text_of(tmp_path).replace("\n", "\r\n").encode())
+    with pytest.raises(CorruptModelError, match=r"line ends of Windows.*dos2unix"):
+        mlup.load(path)
+
+
+@pytest.mark.parametrize("damage", ["blank line", "no equals sign", "too many lines"])
+def test_what_the_library_does_not_see_of_a_tree_is_not_there(tmp_path: Path, damage: str) -> None:
+    """It reads up to a blank line, 22 lines at most, and a name up to the next equals sign: a key behind that is missing."""
+    text = _text_of(tmp_path)
+    before, after = text.split("leaf_value=", 1)
+    inserted = {"blank line": "\n", "no equals sign": "x\n", "too many lines": "".join(f"x{i}=1\n" for i in range(22))}[damage]
+    text = re.sub(r"tree_sizes=.*\n", "", f"{before}{inserted}leaf_value={after}")
+    path = tmp_path / "m.txt"
+    path.write_text(text)
+    with pytest.raises(CorruptModelError, match="tree 0"):
+        mlup.load(path)

@@ -12,8 +12,9 @@ import pytest
 from child import run_child
 from given import Given, deserialize
 
+import mlup_stream as mlup
 from mlup_stream.delivery.kinds import Optimize
-from mlup_stream.errors import CorruptModelError
+from mlup_stream.errors import CorruptModelError, ModelBinarizationError
 from mlup_stream.formats.trees import xgboost_json
 from mlup_stream.formats.trees import xgboost_ubjson as xgboost_values
 from mlup_stream.ml.binarization.trees.xgboost_checks import _Trees, check
@@ -245,3 +246,57 @@ def test_mutations_do_not_end_the_process(boosters: dict[str, Any], tmp_path: Pa
         environment={"OMP_NUM_THREADS": "1"},
     )
     assert 0 < outcome < 600
+
+
+def _outputs_of_before_3_2(path: Path) -> None:
+    """A model whose trees have two outputs, as XGBoost 2.1 to 3.1 wrote it: without lists of leaves."""
+    numbers = numpy.random.default_rng(7)
+    data = xgboost.DMatrix(numbers.random((80, 4)), numbers.random((80, 2)))
+    parameters = {"multi_strategy": "multi_output_tree", "tree_method": "hist", "max_depth": 2}
+    xgboost.train(parameters, data, 3).save_model(path)
+    model = json.loads(path.read_text())
+    model["version"] = [3, 0, 5]
+    for tree in model["learner"]["gradient_booster"]["model"]["trees"]:
+        for key in ("leaf_weights", "loss_changes", "sum_hessian"):
+            tree.pop(key, None)
+        tree["right_children"] = [
+            -1 if left == -1 else right for left, right in zip(tree["left_children"], tree["right_children"], strict=True)
+        ]
+    path.write_text(json.dumps(model))
+
+
+def test_trees_of_several_outputs_in_the_old_layout_are_told_as_such(tmp_path: Path) -> None:
+    """XGBoost 3.2 follows a null pointer in them; the error says which version reads them, and does not call them damaged."""
+    path = tmp_path / "m.json"
+    _outputs_of_before_3_2(path)
+    with pytest.raises(ModelBinarizationError, match=r'layout of XGBoost before 3\.2.*"xgboost<3\.2"') as refused:
+        mlup.load(path)
+    assert not isinstance(refused.value, CorruptModelError)
+    check(io.BytesIO(path.read_bytes()), "m.json", is_json=True, library=(3, 1))  # which reads it
+
+
+def test_trees_of_one_and_of_several_outputs_are_no_model(tmp_path: Path) -> None:
+    """A bit that was flipped in one tree's `size_leaf_vector` ended the process when it predicted."""
+    path = tmp_path / "m.json"
+    data = xgboost.DMatrix(numpy.random.default_rng(7).random((80, 4)), numpy.arange(80) % 2)
+    xgboost.train({"tree_method": "hist", "max_depth": 2}, data, 3).save_model(path)
+    model = json.loads(path.read_text())
+    model["learner"]["gradient_booster"]["model"]["trees"][1]["tree_param"]["size_leaf_vector"] = "2"
+    path.write_text(json.dumps(model))
+    with pytest.raises(CorruptModelError, match="base_weights"):
+        mlup.load(path)
+
+
+def test_what_xgboost_refuses_of_a_whole_model_is_no_damage(tmp_path: Path) -> None:
+    """Its own reason, without its source files and stack trace."""
+    path = tmp_path / "m.json"
+    data = xgboost.DMatrix(numpy.random.default_rng(7).random((80, 4)), numpy.arange(80) % 2)
+    xgboost.train({"tree_method": "hist", "max_depth": 2}, data, 3).save_model(path)
+    model = json.loads(path.read_text())
+    model["learner"]["objective"]["name"] = "reg:nonsense"
+    path.write_text(json.dumps(model))
+    with pytest.raises(ModelBinarizationError, match="reg:nonsense") as refused:
+        mlup.load(path)
+    assert not isinstance(refused.value, CorruptModelError)
+    assert "Stack trace" not in str(refused.value)
+    assert ".cc:" not in str(refused.value)
