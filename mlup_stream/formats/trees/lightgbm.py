@@ -25,6 +25,7 @@ _MAX_LINE_BYTES = 64 * MIB
 
 _MOST_TREE_LINES = 22
 """As in the library, which looks at no more lines of a tree than it knows keys."""
+_WITHOUT_END = ("", "v2")
 _AFTER_TREES = (b"feature importances:", b"feature_importances:", b"parameters:")
 _MAX_CLASSES = 1_000_000
 CHARACTERS = b"0123456789+-.eE "
@@ -105,8 +106,8 @@ def walk(file: BinaryIO, name: str, checks: Checks | None = None) -> LightGBMMod
         trees += 1
     if line.rstrip(b"\r\n") != b"end of trees":
         # LightGBM before 2.2 wrote none: its last tree ends where `tree_sizes` says, or at the features' importances.
-        follows = line.startswith(_AFTER_TREES) if model.tree_sizes is None else trees == len(model.tree_sizes)
-        if not follows:
+        ends = line.startswith(_AFTER_TREES) if model.tree_sizes is None else trees == len(model.tree_sizes)
+        if not ends or model.version not in _WITHOUT_END:
             raise lines.corrupt("'end of trees' after the last tree", repr(line[:40]))
     if model.tree_sizes is not None and trees != len(model.tree_sizes):
         raise lines.corrupt(f"{len(model.tree_sizes)} trees, as tree_sizes says", str(trees))
