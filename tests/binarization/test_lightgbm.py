@@ -340,14 +340,17 @@ def test_line_ends_of_windows_are_told_as_such(tmp_path: Path) -> None:
         mlup.load(path)
 
 
-@pytest.mark.parametrize("damage", ["blank line", "no equals sign", "too many lines"])
+@pytest.mark.parametrize("damage", ["blank line", "no equals sign", "too many lines", "return"])
 def test_what_the_library_does_not_see_of_a_tree_is_not_there(tmp_path: Path, damage: str) -> None:
     """It reads up to a blank line, 22 lines at most, and a name up to the next equals sign: a key behind that is missing."""
     text = _text_of(tmp_path)
     before, after = text.split("leaf_value=", 1)
-    inserted = {"blank line": "\n", "no equals sign": "x\n", "too many lines": "".join(f"x{i}=1\n" for i in range(22))}[damage]
+    many = "".join(f"x{i}=1\n" for i in range(22))
+    inserted = {"blank line": "\n", "no equals sign": "x\n", "too many lines": many}.get(damage, "")
+    if damage == "return":
+        after = after.replace(" ", "\r", 1)
     text = re.sub(r"tree_sizes=.*\n", "", f"{before}{inserted}leaf_value={after}")
     path = tmp_path / "m.txt"
-    path.write_text(text)
-    with pytest.raises(CorruptModelError, match="tree 0"):
+    path.write_bytes(text.encode())
+    with pytest.raises(CorruptModelError, match="carriage return" if damage == "return" else "tree 0"):
         mlup.load(path)

@@ -300,3 +300,22 @@ def test_what_xgboost_refuses_of_a_whole_model_is_no_damage(tmp_path: Path) -> N
     assert not isinstance(refused.value, CorruptModelError)
     assert "Stack trace" not in str(refused.value)
     assert ".cc:" not in str(refused.value)
+
+
+def test_a_leaf_without_its_vector_is_damage(tmp_path: Path) -> None:
+    """Where leaves are vectors in a list of their own, each says which is its own: -1 and one too many end the process."""
+    path = tmp_path / "m.json"
+    numbers = numpy.random.default_rng(7)
+    data = xgboost.DMatrix(numbers.random((80, 4)), numbers.random((80, 2)))
+    xgboost.train({"multi_strategy": "multi_output_tree", "tree_method": "hist", "max_depth": 2}, data, 3).save_model(path)
+    model = json.loads(path.read_text())
+    tree = model["learner"]["gradient_booster"]["model"]["trees"][1]
+    leaves = [index for index, left in enumerate(tree["left_children"]) if left == -1]
+    for wrong in (-1, len(leaves), 2**31 - 1):
+        tree["right_children"][leaves[-1]] = wrong
+        path.write_text(json.dumps(model))
+        with pytest.raises(CorruptModelError, match="leaves without children"):
+            mlup.load(path)
+    tree["right_children"][leaves[-1]] = len(leaves) - 1
+    path.write_text(json.dumps(model))
+    assert mlup.load(path).predict(data).shape == (80, 2)

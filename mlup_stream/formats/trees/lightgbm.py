@@ -167,6 +167,8 @@ class _Lines:
         self.ends_with_return = line.endswith(b"\r\n")
         if len(line) == _MAX_LINE_BYTES:
             raise self.corrupt(f"lines of at most {_MAX_LINE_BYTES} bytes", "a longer one")
+        if line.find(b"\r", 0, -2) >= 0:
+            raise self.corrupt("lines", "a carriage return within one, at which LightGBM takes it to end")
         if b"\0" in line:
             raise self.corrupt("text", "a zero byte, at which LightGBM would take it to end")
         return line

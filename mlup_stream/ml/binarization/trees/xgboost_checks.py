@@ -286,9 +286,12 @@ class _Trees:
         starts = numpy.cumsum(counts, dtype=counts.dtype) - counts
         is_split = left != -1
         if any(self._has_leaf_lists):
-            # A leaf may say there which of `leaf_weights` is its own.
-            ends_of = numpy.repeat(numpy.where(self._has_leaf_lists, counts, 0), counts)
-            is_whole = bool((is_split | (right == -1) | ((right >= 0) & (right < ends_of))).all())
+            # A leaf says there which of `leaf_weights` is its own.
+            leaves = numpy.add.reduceat(~is_split, starts)
+            begins_of, ends_of = (
+                numpy.repeat(numpy.where(self._has_leaf_lists, *bounds), counts) for bounds in ((0, -1), (leaves, 0))
+            )
+            is_whole = bool((is_split | ((right >= begins_of) & (right < ends_of))).all())
         else:
             is_whole = bool((is_split | (right == -1)).all())
         if not is_whole:
