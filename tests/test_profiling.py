@@ -33,8 +33,11 @@ def run(script: str, *arguments: str, code: int = 0) -> str:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
+    """A pickle of one array that happens to be aligned, and stays in the file."""
     path = tmp_path / "model.pkl"
-    path.write_bytes(pickle.dumps({"weights": numpy.arange(MODEL_BYTES // 8, dtype=numpy.float64)}, protocol=5))
+    array = numpy.arange(1, MODEL_BYTES // 8 + 1, dtype=numpy.float64)
+    files = (pickle.dumps({"weights" + "_" * pad: array}, protocol=5) for pad in range(array.itemsize))
+    path.write_bytes(next(each for each in files if each.index(array[:9].tobytes()) % array.itemsize == 0))
     return path
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 COSTS: dict[str, tuple[int, int, int, int, tuple[str, ...]]] = {
     # in MiB: private memory, private address space beyond it, the same for each further CPU, maps of files; what it imports
-    "numpy": (6, 35, 40, 41, ()),
+    "numpy": (7, 34, 40, 41, ()),
     "joblib": (10, 0, 0, 8, ("numpy",)),
     "pyarrow": (7, 18, 0, 138, ("numpy",)),
     "pandas": (32, 0, 0, 28, ("numpy", "pyarrow")),

@@ -89,7 +89,7 @@ def test_a_load_does_not_collect_what_was_there_before() -> None:
         generations = []
         gc.callbacks.append(lambda phase, info: generations.append(info["generation"]))
         with mlup.MemoryGovernor(None) as governor, governor.measure("a step"):
-            pass
+            taken = b"x" * (8 << 20)  # of less than 1 MiB nothing is collected at all
         answer(generations)
         """
     )

@@ -240,12 +240,16 @@ class InPlaceUnpickler(_Standard):  # type: ignore[misc]  # see above
     dispatch[pickle.BUILD[0]] = load_build
 
     def _seal(self) -> None:
-        """Makes an array on top of the stack read-only where the others are, which stay in the map."""
+        """Makes an array of numbers on top of the stack read-only where the others are, which stay in the map.
+
+        Not one of objects: scikit-learn's ensembles ask for theirs as a buffer that may be written to, and predict no more.
+        """
         numpy = sys.modules.get("numpy")
         if self._placer is None or self._placer.writable or numpy is None:
             return
-        if isinstance(self.stack[-1], numpy.ndarray):
-            self.stack[-1].flags.writeable = False
+        top = self.stack[-1]
+        if isinstance(top, numpy.ndarray) and not top.dtype.hasobject:
+            top.flags.writeable = False
 
     def _array_made(self, state: LateTuple) -> bool:
         """Whether the array on top of the stack could be replaced by one upon the map, in this state.
