@@ -7,7 +7,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 # Two at a time, a file's tests in one process: every measurement is of a fresh child anyway.
 PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help demo test test-slow test-torch test-tensorflow test-versions test-all lint clean
+.PHONY: help demo test test-slow test-torch test-tensorflow test-formats test-remote test-serving test-versions test-all lint clean
 
 help:
 	@echo "make demo             install, then load two real models through every delivery and compare"
@@ -15,6 +15,9 @@ help:
 	@echo "make test-slow        minutes of real loads more: limits for the formats that \`make test\` leaves out"
 	@echo "make test-torch       the tests that need torch"
 	@echo "make test-tensorflow  the tests that need TensorFlow and Keras"
+	@echo "make test-formats     the tests of the formats whose libraries bring many others: Arrow, skops, CatBoost, faiss, usearch, LiteRT, gensim"
+	@echo "make test-remote      the tests with real servers of files"
+	@echo "make test-serving     the tests with pools, workers and real web servers"
 	@echo "make test-versions    the wheel, the import and the unpickler on each Python that is found"
 	@echo "make lint             ruff and mypy, on callers too"
 	@echo "make test-all         all of these, as .ci/run does"
@@ -43,11 +46,25 @@ $(VENV)/.lint: $(VENV)/.test
 	$(PIP) -e ".[lint]"
 	@touch $@
 
+# An environment of its own: what these bring (pandas, pyarrow, matplotlib) makes the import of scikit-learn and XGBoost dearer.
+$(VENV)-formats/.formats: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-formats
+	$(VENV)-formats/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test,test-formats]"
+	@touch $@
+
+$(VENV)/.remote: $(VENV)/.test
+	$(PIP) -e ".[test-remote]"
+	@touch $@
+
+$(VENV)/.serving: $(VENV)/.test
+	$(PIP) -e ".[test-serving]"
+	@touch $@
+
 demo: $(VENV)/.demo
 	$(VENV)/bin/python profiling/demo.py
 
 test: $(VENV)/.test
-	$(PYTEST) -m "not torch and not tensorflow and not slow"
+	$(PYTEST) -m "not torch and not tensorflow and not slow and not formats and not remote and not serving"
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m slow
@@ -58,6 +75,15 @@ test-torch: $(VENV)/.torch
 test-tensorflow: $(VENV)/.tensorflow
 	$(PYTEST) -m tensorflow
 
+test-formats: $(VENV)-formats/.formats
+	$(VENV)-formats/bin/python -m pytest -n 2 --dist loadfile -m formats
+
+test-remote: $(VENV)/.remote
+	$(PYTEST) -m remote
+
+test-serving: $(VENV)/.serving
+	$(PYTEST) -m serving
+
 test-versions:
 	.ci/versions
 
@@ -66,7 +92,7 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -q -n 0 tests/test_typing.py
 
-test-all: lint test test-slow test-torch test-tensorflow test-versions
+test-all: lint test test-slow test-torch test-tensorflow test-formats test-remote test-serving test-versions
 
 clean:
 	rm -rf $(VENV) .venv-* build dist *.egg-info
