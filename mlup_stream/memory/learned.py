@@ -1,39 +1,29 @@
 """What earlier loads took, by the file's identity, format and delivery: the next estimate of the same file is a measurement.
 
-One small file per key, in the user's cache folder, written aside and renamed: a reader sees the old text or the new one, whatever
-number of processes write and wherever one of them is killed. Nothing is locked. Two that write at once lose one of two
-measurements of the same load, which is no loss. What does not parse is not there.
+Two processes that write at once lose one of two measurements of the same load, which is no loss (`entries`).
 
 A load that is refused is not measured again, so a refusal by what was learned takes the highest measurement away (`doubt`): after
 five refusals at most it is tried once more, under guard.
-
-`MLUP_STREAM_LEARNED=0` in the environment switches the store off.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
-import re
 import stat
-import time
 from typing import Any, NamedTuple
 
+from mlup_stream.entries import Entries, is_remembering, word
 from mlup_stream.memory.estimate import Certainty, Estimate
 
 __all__ = ["LearnedStore", "LoadKey", "Measured", "Remembered", "refined"]
 
-ENVIRONMENT = "MLUP_STREAM_LEARNED"
 _VERSION = 1
 _KEPT_LOADS = 5
 """The estimate is the highest of the last five: one load that another process's need fell into goes out of date."""
 _MAX_BYTES = 1 << 50
 """No load took more than a PiB; a larger number is damage."""
-_STALE_SECONDS = 60.0
 _SIZES = 4  # of `Measured`
-_WORDS = re.compile(r"[^A-Za-z0-9]+")
 
 
 class LoadKey(NamedTuple):
@@ -59,8 +49,8 @@ class LoadKey(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, format, delivery, variant)
 
     @property
-    def _file_name(self) -> str:
-        return self._of_file + "-".join(_WORDS.sub("_", word) for word in self[4:] if word)[:160] + ".json"
+    def _entry(self) -> str:
+        return self._of_file + "-".join(word(each) for each in self[4:] if each)[:160]
 
     @property
     def _of_file(self) -> str:
@@ -97,22 +87,13 @@ class LearnedStore:
     """
 
     def __init__(self, folder: str | None = None, *, enabled: bool | None = None, max_entries: int = 512) -> None:
-        self.enabled = os.environ.get(ENVIRONMENT, "1") not in ("0", "false", "no", "off") if enabled is None else enabled
-        self.max_entries = max_entries
-        self._folder = folder
+        self.enabled = is_remembering() if enabled is None else enabled
+        self._entries = Entries("measurements", _VERSION, folder=folder, max_entries=max_entries)
 
     @property
     def folder(self) -> str:
         """Empty where this user has none, as one without a home: nothing is remembered then."""
-        if self._folder is None:
-            import platformdirs
-
-            try:
-                caches = platformdirs.user_cache_dir("mlup-stream", appauthor=False)
-            except (RuntimeError, OSError):
-                caches = ""
-            self._folder = os.path.join(caches, "measurements") if os.path.isabs(caches) else ""
-        return self._folder
+        return self._entries.folder
 
     @property
     def _is_on(self) -> bool:
@@ -136,40 +117,26 @@ class LearnedStore:
         if len(loads) > 1:
             self._write(key, loads[:-1])
         elif loads:
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(self.folder, key._file_name))
+            self._entries.remove(key._entry)
 
     def _write(self, key: LoadKey, loads: list[Measured], name: str = "") -> bool:
-        content = {
-            "version": _VERSION,
-            "name": name,
-            "format": key.format,
-            "delivery": key.delivery,
-            "size_bytes": key.size_bytes,
-            "mtime_ns": key.mtime_ns,
-            "loads": [list(map(int, each[:_SIZES])) for each in loads[-_KEPT_LOADS:]],
-        }
-        path = os.path.join(self.folder, key._file_name)
-        aside = f"{path}.{os.getpid()}.{time.monotonic_ns()}.aside"
-        try:
-            os.makedirs(self.folder, mode=0o700, exist_ok=True)
-            is_new = not os.path.exists(path)
-            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                json.dump(content, file)
-            os.replace(aside, path)
-            if is_new:
-                self._forget_oldest()
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(aside)
-            return False
-        return True
+        return self._entries.write(
+            key._entry,
+            {
+                "name": name,
+                "format": key.format,
+                "delivery": key.delivery,
+                "size_bytes": key.size_bytes,
+                "mtime_ns": key.mtime_ns,
+                "loads": [list(map(int, each[:_SIZES])) for each in loads[-_KEPT_LOADS:]],
+            },
+        )
 
     def remembered(self) -> list[Remembered]:
         """Every entry, the one that was written last first."""
         found = []
-        for path, _ in sorted(self._entries(".json"), key=lambda entry: -entry[1]):
-            content = _content(path)
+        for path in self._entries.paths():
+            content = self._entries.content(path)
             measured = _highest(_loads(content))
             if measured is not None:
                 name, format, delivery = (str(content.get(word) or "") for word in ("name", "format", "delivery"))
@@ -181,54 +148,17 @@ class LearnedStore:
         key = LoadKey.of(path, "", "")
         if key is None:
             return 0
-        found = [each for each, _ in self._entries(".json") if os.path.basename(each).startswith(key._of_file)]
-        for each in found:
-            with contextlib.suppress(OSError):
-                os.unlink(each)
-        return len(found)
+        return self._entries.forget(key._of_file)
 
     def clear(self) -> int:
         """Forgets everything; how many loads that was."""
-        entries = self._entries(".json")
-        for path, _ in (*entries, *self._entries(".aside")):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        with contextlib.suppress(OSError):
-            os.rmdir(self.folder)
-        return len(entries)
+        return self._entries.clear()
 
     def _read(self, key: LoadKey) -> list[Measured]:
-        content = _content(os.path.join(self.folder, key._file_name))
+        content = self._entries.read(key._entry)
         if (content.get("size_bytes"), content.get("mtime_ns")) != (key.size_bytes, key.mtime_ns):
             return []
         return _loads(content)
-
-    def _entries(self, ending: str) -> list[tuple[str, float]]:
-        found = []
-        with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):  # another process removed it
-                    if entry.name.endswith(ending):
-                        found.append((entry.path, entry.stat().st_mtime))
-        return found
-
-    def _forget_oldest(self) -> None:
-        """Keeps the store bounded, and removes what a killed process left aside."""
-        entries = sorted(self._entries(".json"), key=lambda entry: entry[1])
-        stale = [path for path, written in self._entries(".aside") if time.time() - written > _STALE_SECONDS]
-        for path in [path for path, _ in entries[: max(0, len(entries) - self.max_entries)]] + stale:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-
-
-def _content(path: str) -> dict[str, Any]:
-    """What an entry says; empty for what is no entry, or of another version."""
-    try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read(64 * 1024))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) and content.get("version") == _VERSION else {}
 
 
 def _loads(content: dict[str, Any]) -> list[Measured]:

@@ -135,7 +135,7 @@ def test_the_store_is_bounded(tmp_path: Path) -> None:
     store = LearnedStore(str(tmp_path / "m"), enabled=True, max_entries=10)
     for inode in range(30):
         store.record(KEY._replace(inode=inode), TOOK)
-        os.utime(Path(store.folder) / KEY._replace(inode=inode)._file_name, (inode, inode))
+        os.utime(Path(store.folder) / f"{KEY._replace(inode=inode)._entry}.json", (inode, inode))
     assert len(os.listdir(store.folder)) <= 11
     assert store.recall(KEY._replace(inode=29)) == TOOK
     assert store.recall(KEY._replace(inode=0)) is None
