@@ -18,7 +18,10 @@ from typing import BinaryIO, NamedTuple
 from mlup_stream.errors import CorruptModelError
 from mlup_stream.units import MIB
 
-__all__ = ["CHARACTERS", "Checks", "LightGBMModel", "read_header", "walk"]
+__all__ = ["CHARACTERS", "WALK_VERSION", "Checks", "LightGBMModel", "read_header", "walk"]
+
+WALK_VERSION = 1
+"""To be counted up with each change of what passes the walk: what passed is remembered with it."""
 
 _MAX_LINE_BYTES = 64 * MIB
 """A list of a tree with millions of leaves. A longer line is no LightGBM model."""

@@ -12,16 +12,18 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from mlup_stream.delivery.artifact import Artifact
+from mlup_stream.delivery.checked_once import checked_once
 from mlup_stream.delivery.kinds import Delivery, Optimize
 from mlup_stream.delivery.reader import open_buffer
 from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.trees.lightgbm import Checks, walk
+from mlup_stream.formats.trees.lightgbm import WALK_VERSION, walk
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.ml.binarization.trees.one_thread import lightgbm_alone
@@ -76,15 +78,13 @@ class LightGBMBinarizer(FormatBinarizer):
 
     @classmethod
     def from_path(cls, artifact: Artifact, terms: Terms) -> Built:
-        with artifact.open(on_window=terms.on_window) as file:
-            walk(file, artifact.name, _checks())
+        _check(artifact, lambda: artifact.open(on_window=terms.on_window))
         with artifact.by_name() as path:
             return _booster(terms, model_file=path)
 
     @classmethod
     def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
-        with view.open() as file:
-            walk(file, artifact.name, _checks())
+        _check(artifact, view.open)
         in_place = view.file is not None and _ends_with_zero(view.size_bytes)
         return _booster(terms, model_str=_Encoded(view.buffer if in_place else bytes(view.buffer)))
 
@@ -94,8 +94,7 @@ class LightGBMBinarizer(FormatBinarizer):
 
     @classmethod
     def from_buffer(cls, buffer: bytes | bytearray | memoryview, artifact: Artifact, terms: Terms) -> Built:
-        with open_buffer(buffer) as file:
-            walk(file, artifact.name, _checks())
+        _check(artifact, lambda: open_buffer(buffer))
         return _booster(terms, model_str=_Encoded(bytes(buffer) if isinstance(buffer, memoryview) else buffer))
 
 
@@ -104,10 +103,14 @@ def _ends_with_zero(size_bytes: int) -> bool:
     return size_bytes % mmap.PAGESIZE != 0 and os.name != "nt"
 
 
-def _checks() -> Checks:
-    from mlup_stream.ml.binarization.trees.lightgbm_checks import ArrayChecks
+def _check(artifact: Artifact, open_file: Callable[[], BinaryIO]) -> None:
+    def run() -> None:
+        from mlup_stream.ml.binarization.trees.lightgbm_checks import ArrayChecks
 
-    return ArrayChecks()
+        with open_file() as file:
+            walk(file, artifact.name, ArrayChecks())
+
+    checked_once(artifact, f"lightgbm {WALK_VERSION}", run)
 
 
 def _booster(terms: Terms, **source: Any) -> Built:

@@ -16,10 +16,11 @@ import contextlib
 import ctypes
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from mlup_stream.delivery.artifact import Artifact
+from mlup_stream.delivery.checked_once import checked_once
 from mlup_stream.delivery.kinds import Delivery, Optimize
 from mlup_stream.delivery.reader import open_buffer
 from mlup_stream.delivery.terms import Built, Terms
@@ -31,7 +32,7 @@ from mlup_stream.formats.trees.xgboost_ubjson import WINDOW_BYTES
 from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.ml.binarization.trees.one_thread import one_processor
-from mlup_stream.ml.binarization.trees.xgboost_checks import check
+from mlup_stream.ml.binarization.trees.xgboost_checks import WALK_VERSION, check
 from mlup_stream.units import MIB
 
 __all__ = ["XGBoostBinarizer"]
@@ -91,8 +92,7 @@ class XGBoostBinarizer(FormatBinarizer):
 
     @classmethod
     def from_path(cls, artifact: Artifact, terms: Terms) -> Built:
-        with artifact.open(window_bytes=WINDOW_BYTES, on_window=terms.on_window) as file:
-            encoding = _checked(file, artifact.name)
+        encoding = _checked(artifact, lambda: artifact.open(window_bytes=WINDOW_BYTES, on_window=terms.on_window))
         if artifact.is_snapshot or not (artifact.path or "").lower().endswith(_SUFFIXES[encoding]):
             return _booster(artifact.content(), terms)
         # Not by a name in /proc, which has no suffix.
@@ -101,14 +101,12 @@ class XGBoostBinarizer(FormatBinarizer):
 
     @classmethod
     def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
-        with view.open() as file:
-            _checked(file, artifact.name)
+        _checked(artifact, view.open)
         return _booster(view.buffer, terms)
 
     @classmethod
     def from_buffer(cls, buffer: bytes | bytearray | memoryview, artifact: Artifact, terms: Terms) -> Built:
-        with open_buffer(buffer) as file:
-            _checked(file, artifact.name)
+        _checked(artifact, lambda: open_buffer(buffer))
         return _booster(buffer, terms)
 
     @classmethod
@@ -148,11 +146,16 @@ def _head(file: BinaryIO, name: str) -> tuple[str, int | None]:
     return encoding, int(found[1]) if found else None
 
 
-def _checked(file: BinaryIO, name: str) -> str:
+def _checked(artifact: Artifact, open_file: Callable[[], BinaryIO]) -> str:
     """The encoding of a whole model."""
-    encoding = _encoding_of(file, name)
-    version = require("xgboost", "XGBoost models").__version__
-    check(file, name, is_json=encoding == "json", library=tuple(map(int, re.findall(r"\d+", version)[:2])))
+    library = tuple(map(int, re.findall(r"\d+", require("xgboost", "XGBoost models").__version__)[:2]))
+    with open_file() as file:
+        encoding = _encoding_of(file, artifact.name)
+        checked_once(
+            artifact,
+            f"xgboost {WALK_VERSION} of {'.'.join(map(str, library))}",
+            lambda: check(file, artifact.name, is_json=encoding == "json", library=library),
+        )
     return encoding
 
 

@@ -23,7 +23,10 @@ from mlup_stream.formats.trees.xgboost_json import JsonValues
 from mlup_stream.formats.trees.xgboost_ubjson import Numbers, UbjValues, Values
 from mlup_stream.ml.binarization.trees.heap import keep_small_arrays
 
-__all__ = ["check"]
+__all__ = ["WALK_VERSION", "check"]
+
+WALK_VERSION = 1
+"""To be counted up with each change of what passes the walk: what passed is remembered with it."""
 
 _BY_NODE = ("left_children", "right_children", "parents", "split_indices", "split_conditions", "default_left")
 _BY_CATEGORY = ("categories_nodes", "categories_segments", "categories_sizes")
