@@ -50,7 +50,7 @@ _FORMATS = (
     "joblib-arrays,npy,npz,safetensors-torch,onnx-external",
     "pickle-forest,pickle-dicts,joblib-forest,joblib-zlib",
     "torch,gguf,keras,savedmodel",
-    "lightgbm,xgboost",
+    "lightgbm,xgboost --again",
 )
 _FOR_SPEED = (
     "pickle-arrays,onnx,safetensors-numpy",

@@ -96,17 +96,12 @@ def _are_good(content: bytes, first: int, sizes: Any, features: int) -> bool:
     numbers[places[:, _ENDS_KEY]] = _SPACE
     if numbers.tobytes().translate(None, CHARACTERS):
         return False
-    spaces = np.flatnonzero(numbers == _SPACE)
-    after, next_after = numbers[spaces + 1], numbers[spaces + 2]
-    is_negative = after == _MINUS
-    if not (_is_digit(after) | (is_negative & _is_digit(next_after))).all():
+    is_space, is_digit = numbers == _SPACE, numbers - np.uint8(_ZERO) < 10
+    begins_number = is_digit[1:-1] | ((numbers[1:-1] == _MINUS) & is_digit[2:])
+    if (is_space[:-2] > begins_number).any():
         return False
-    table = _Table(text, begins + _LENGTHS, ends, spaces, is_negative)
+    table = _Table(text, begins + _LENGTHS, ends, np.flatnonzero(is_space))
     return _is_shape_right(table, content, first) and _leads_everywhere(table, features)
-
-
-def _is_digit(text: Any) -> Any:
-    return text - np.uint8(_ZERO) < 10
 
 
 class _Table:
@@ -117,13 +112,12 @@ class _Table:
         begins: Where the value of each line begins.
         ends: And ends.
         spaces: What stands before each number: a space, or the sign after the key.
-        is_negative: Whether a minus follows.
     """
 
-    def __init__(self, text: Any, begins: Any, ends: Any, spaces: Any, is_negative: Any) -> None:
+    def __init__(self, text: Any, begins: Any, ends: Any, spaces: Any) -> None:
         self._text = text
         self.begins, self.ends = begins, ends
-        self._spaces, self._is_negative = spaces, is_negative
+        self._spaces = spaces
         self._first = np.searchsorted(spaces, begins - 1)
         self.counts = np.searchsorted(spaces, ends) - self._first
 
@@ -135,22 +129,24 @@ class _Table:
         # The places of all numbers of a line after those of the line before it.
         before = np.cumsum(counts) - counts
         index = np.arange(total) + np.repeat(first - before, counts)
-        is_negative = self._is_negative[index]
-        begins = self._spaces[index] + 1 + is_negative
+        begins = self._spaces[index] + 1
         ends = np.empty(total, begins.dtype)
         ends[:-1] = self._spaces[index[1:]]
         ends[before[counts > 0] + counts[counts > 0] - 1] = self.ends[:, at].ravel()[counts > 0]
-        lengths = ends - begins
+        is_negative = self._text[begins] == _MINUS
+        lengths = ends - begins - is_negative
         longest = int(lengths.max(initial=0))
         if longest > _MOST_DIGITS or int(lengths.min(initial=1)) < 1:
             return None
-        found = np.zeros(total, np.int64)
+        # From the last digit to the first; what stands before a number that is shorter counts as zero.
+        lengths, found, power = lengths.astype(np.uint8), np.zeros(total, np.int32), np.int32(1)
         for place in range(longest):
-            digits = self._text[np.minimum(begins + place, ends - 1)] - np.uint8(_ZERO)
-            is_there = place < lengths
-            if (digits > 9).any():
+            ends -= 1
+            digits = (self._text[ends] - np.uint8(_ZERO)) * (lengths > place)
+            if int(digits.max(initial=0)) > 9:
                 return None
-            found = np.where(is_there, found * 10 + digits, found)
+            found += digits * power
+            power *= np.int32(10)
         return np.where(is_negative, -found, found)
 
 
