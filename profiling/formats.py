@@ -124,6 +124,7 @@ CASES = (
     Case("npz", "npz", ".npz", writers.npz, _npz, "dict(numpy.load(path))"),
     Case("onnx", "onnx", ".onnx", writers.onnx_inside, _onnx, "InferenceSession(path)", ("onnxruntime",), ("onnxruntime",)),
     Case("onnx-external", "onnx", ".onnx", writers.onnx_external, _onnx, "InferenceSession(path)", ("onnxruntime",)),
+    Case("ort", "onnx", ".ort", writers.ort, _onnx, "InferenceSession(path)", ("onnxruntime",), ("onnxruntime",)),
     Case(
         "safetensors-numpy",
         "safetensors",

@@ -34,6 +34,7 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
         "safetensors index": _indexes(),
         "npy": _npys(),
         "gguf": _ggufs(),
+        "ort": _orts(),
         "others": _others(),
     }
 
@@ -245,6 +246,58 @@ def _hdf5() -> bytes:
     superblock = b"\x89HDF\r\n\x1a\n" + bytes(56) + struct.pack("<Q", 96) + bytes(24)
     newer = b"OHDR" + struct.pack("<BB", 2, 0) + bytes([len(messages)]) + messages
     return superblock + header + newer
+
+
+def _flatbuffer(root: dict[int, Any], identifier: bytes = bytes(4)) -> bytes:
+    """A flatbuffer of tables as `{field: value}`: numbers as their bytes, text, lists of these, vectors as `(count, bytes)`."""
+    out = bytearray(4) + identifier
+
+    def point(at: int, value: Any) -> None:
+        out[at : at + 4] = struct.pack("<I", place(value) - at)
+
+    def place(value: Any) -> int:
+        out.extend(bytes(-len(out) % 8))
+        if isinstance(value, dict):
+            return table(value)
+        at = len(out)
+        if isinstance(value, list):
+            out.extend(struct.pack("<I", len(value)) + bytes(4 * len(value)))
+            for number, each in enumerate(value):
+                point(at + 4 + 4 * number, each)
+        else:
+            count, content = (len(value.encode()), value.encode() + b"\0") if isinstance(value, str) else value
+            out.extend(struct.pack("<I", count) + content)
+        return at
+
+    def table(fields: dict[int, Any]) -> int:
+        offsets, size_bytes = [0] * (max(fields, default=-1) + 1), 8
+        for number, value in fields.items():
+            offsets[number] = size_bytes
+            size_bytes += 8 if isinstance(value, bytes) else 4
+        vtable = struct.pack(f"<{len(offsets) + 2}H", 4 + 2 * len(offsets), size_bytes, *offsets)
+        at = len(out) + len(vtable) + -len(vtable) % 8
+        out.extend(vtable + bytes(-len(vtable) % 8) + struct.pack("<i", at - len(out)) + bytes(size_bytes - 4))
+        for number, value in fields.items():
+            if isinstance(value, bytes):
+                out[at + offsets[number] : at + offsets[number] + len(value)] = value
+            else:
+                point(at + offsets[number], value)
+        return at
+
+    point(0, root)
+    return bytes(out)
+
+
+def _orts() -> tuple[bytes, ...]:
+    floats = struct.pack("<8f", *range(8))
+    tensor = {0: "w", 2: (2, struct.pack("<2q", 2, 4)), 3: struct.pack("<i", 1), 4: (32, floats)}
+    inner = {0: [{**tensor, 0: "inner"}], 2: [{5: "Identity"}]}
+    nodes = [{5: "MatMul"}, {5: "MatMulNBits"}, {5: "If", 10: [{7: inner}, {12: [inner, inner]}]}]
+    nodes.append({5: "Constant", 10: [{6: tensor}]})
+    graph = {0: [tensor, {0: "words", 3: struct.pack("<i", 8), 5: ["a", "b"]}], 2: nodes, 5: ["x"], 6: ["y"]}
+    opsets = [{0: "", 1: struct.pack("<q", 17)}, {0: "com.microsoft", 1: struct.pack("<q", 1)}]
+    model = {0: struct.pack("<q", 8), 1: opsets, 2: "by hand", 3: "1", 7: graph}
+    return (_flatbuffer({0: "6", 1: model}, b"ORTM"), _flatbuffer({0: "6", 1: {7: {}}}, b"ORTM"), _flatbuffer({}, b"ORTM"))
 
 
 def _others() -> tuple[bytes, ...]:

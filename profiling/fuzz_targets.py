@@ -158,6 +158,14 @@ def _gguf(data: bytes, given: Any) -> str:
     return f"{min(len(header.tensors), 2)} tensors"
 
 
+def _ort(data: bytes, given: Any) -> str:
+    model = _of("onnx.ort", "read_ort")(given)
+    for tensor in model.tensors:
+        _hold(0 <= tensor.start <= tensor.start + tensor.size_bytes <= len(data), "a tensor within the file")
+    _hold(model.nodes <= len(data), "no more nodes than there is room for")
+    return f"{min(len(model.tensors), 2)} tensors, {min(model.nodes, 2)} nodes"
+
+
 def _detect(data: bytes, given: Any) -> str:
     with Peek(given, _NAMES[len(data) % len(_NAMES)]) as peek:
         found = detect(peek, ROWS)
@@ -177,8 +185,9 @@ TARGETS: dict[str, Target] = {
     "npy": Target(("npy",), ("npy", "npy_literal"), _npy),
     "npz": Target(("zip",), ("zip", "npy", "npz"), _npz),
     "gguf": Target(("gguf",), ("gguf",), _gguf),
+    "ort": Target(("ort",), ("flatbuffers", "onnx.ort"), _ort, passes=64),
     "detect": Target(
-        ("pickle", "joblib", "onnx", "zip", "safetensors", "safetensors index", "npy", "gguf", "others"),
+        ("pickle", "joblib", "onnx", "zip", "safetensors", "safetensors index", "npy", "gguf", "ort", "others"),
         ("detect",),
         _detect,
         _LZMA_BYTES,

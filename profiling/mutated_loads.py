@@ -74,6 +74,12 @@ def _onnx(path: str) -> None:
     writers.onnx_inside(path, 4096)
 
 
+def _ort(path: str) -> None:
+    import writers
+
+    writers.ort(path, 4096)
+
+
 def _torch(path: str) -> None:
     import torch
 
@@ -133,6 +139,7 @@ KINDS: dict[str, Kind] = {
     "safetensors": Kind(".safetensors", _safetensors, "safetensors"),
     "gguf": Kind(".gguf", _gguf, "gguf"),
     "onnx": Kind(".onnx", _onnx, "onnxruntime"),
+    "ort": Kind(".ort", _ort, "onnxruntime"),
     "torch": Kind(".pt", _torch, "torch"),
     "lightgbm": Kind(".txt", _lightgbm(), "lightgbm"),
     "lightgbm classes": Kind(".txt", _lightgbm(objective="multiclass", num_class=3), "lightgbm"),

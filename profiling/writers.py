@@ -124,6 +124,23 @@ def onnx_external(path: str, size_bytes: int) -> None:
     onnx.save(_onnx(size_bytes), path, save_as_external_data=True, location=os.path.basename(path) + ".data", size_threshold=1024)
 
 
+def ort(path: str, size_bytes: int) -> None:
+    """The model of `onnx_inside` in onnxruntime's own format, as its converter writes it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = path
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    model = f"{path}.onnx"
+    onnx_inside(model, size_bytes)
+    try:
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    finally:
+        os.remove(model)
+
+
 def safetensors(path: str, size_bytes: int) -> None:
     from safetensors.numpy import save_file
 

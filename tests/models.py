@@ -135,6 +135,7 @@ class Kind(NamedTuple):
 
 
 SUM_OF_ARRAYS = "float(sum(float(model[name].sum()) for name in sorted(model)))"
+ORT_ANSWER = "float(model.predict(numpy.ones((1, model.get_inputs()[0].shape[1]), numpy.float32))[0].sum())"
 ONNX_ANSWER = "float(numpy.asarray(model.predict(numpy.ones((1, 1024), numpy.float32))[0]).sum())"
 LIGHTGBM_ANSWER = "float(model.predict(numpy.ones((1, 16)))[0])"
 XGBOOST_ANSWER = "float(model.predict(xgboost.DMatrix(numpy.ones((1, 16))))[0])"
@@ -155,6 +156,16 @@ KINDS: dict[str, Kind] = {
     "npz": Kind("m.npz", npz, "numpy", SUM_OF_ARRAYS),
     "safetensors": Kind("m.safetensors", safetensors, "numpy, safetensors", SUM_OF_ARRAYS),
     "onnx": Kind("m.onnx", onnx_matmuls, "numpy, onnxruntime", ONNX_ANSWER),
+    "ort": Kind(
+        "m.ort",
+        by_library("ort"),
+        "numpy, onnxruntime",
+        ORT_ANSWER,
+        "onnx",
+        framework="formats",
+        ample=4.5,
+        quick_bytes=64 * MIB,
+    ),
     "gguf": Kind("m.gguf", by_library("gguf"), "numpy, gguf", SUM_OF_ARRAYS),
     "lightgbm": Kind(
         "m.txt",

@@ -24,8 +24,8 @@ from mlup_stream.delivery.files import explain_os_error
 from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, LoadError, MissingDependencyError, PackError
 from mlup_stream.formats.onnx.external import Place, without_payloads
-from mlup_stream.formats.onnx.head import is_ort
 from mlup_stream.formats.onnx.layout import MIN_PAYLOAD_BYTES, Layout, Tensor, walk
+from mlup_stream.formats.onnx.ort import is_ort
 from mlup_stream.formats.source import Source
 from mlup_stream.ml.binarization.onnx_runtime.external_files import check_external_files
 from mlup_stream.pack.destination import Destination

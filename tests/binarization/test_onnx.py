@@ -438,7 +438,9 @@ def test_models_in_onnxruntimes_own_format(tmp_path: Path) -> None:
     onnxruntime.InferenceSession(build(tmp_path / "m.onnx"), options)
     path = (tmp_path / "m.ort").rename(tmp_path / "renamed.bin")
     assert detected(LoadedFile(path=path)) is Format.ONNX
-    assert inspect(path)["container"] == "ort"
+    said = inspect(path)
+    assert (said["container"], said["inputs"], said["ir_version"]) == ("ort", ["x"], 8)
+    assert said["payload_bytes"] == sum(each["size_bytes"] for each in said["tensors"]) > 0
     with pytest.raises(PackError, match=r"pack the \.onnx"):
         pack(path, tmp_path / "packed.ort")
     expected = plain(tmp_path / "m.onnx", Optimize.SPEED).run(None, {"x": rows()})[0]

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from mlup_stream.formats.listing import listed
+from mlup_stream.formats.onnx.ort import describe, is_ort, read_ort
 from mlup_stream.formats.peek import Peek
 from mlup_stream.formats.source import Source
 
-__all__ = ["detect", "detect_ort", "inspect", "is_ort"]
+__all__ = ["detect", "detect_ort", "inspect"]
 
 _VARINT, _LENGTH = 0, 2
 
@@ -101,17 +102,12 @@ def detect_ort(peek: Peek) -> str | None:
     return "the file identifier ORTM of onnxruntime's own format" if peek.size_bytes > _ORT_HEAD_BYTES else None
 
 
-def is_ort(source: Source) -> bool:
-    """Whether it is a model in onnxruntime's own format, which has no layout to walk."""
-    return source.size_bytes > _ORT_HEAD_BYTES and source.read(4, 4, "the model") == b"ORTM"
-
-
 def inspect(given: Any, name: str) -> dict[str, Any]:
     from mlup_stream.formats.onnx.layout import walk
 
     with Source(given, name) as source:
         if is_ort(source):
-            return {"container": "ort", "note": "only onnxruntime reads more of its own format"}
+            return describe(read_ort(given, name))
         found = walk(source)
     tensors = [
         {"name": each.name, "dtype": each.type_name, "shape": list(each.dims), "size_bytes": each.size_bytes, "where": each.where}

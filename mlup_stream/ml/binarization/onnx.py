@@ -13,13 +13,13 @@ from mlup_stream.delivery.view import View
 from mlup_stream.errors import CorruptModelError, LoadError, MLupError, ModelBinarizationError
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
-from mlup_stream.formats.onnx.head import is_ort
 from mlup_stream.formats.onnx.layout import MIN_PAYLOAD_BYTES, Layout, walk
+from mlup_stream.formats.onnx.ort import OrtModel, is_ort, read_ort
 from mlup_stream.formats.source import Source
 from mlup_stream.memory.estimate import Estimate
 from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.ml.binarization.onnx_runtime.abilities import installed_abilities
-from mlup_stream.ml.binarization.onnx_runtime.estimate import estimate
+from mlup_stream.ml.binarization.onnx_runtime.estimate import estimate, estimate_ort
 from mlup_stream.ml.binarization.onnx_runtime.messages import plain_words
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["InferenceSessionBinarizer", "InferenceSessionFullReturnBinarizer"]
 
 _MIN_PAYLOAD_BYTES = MIN_PAYLOAD_BYTES
+_NOT_A_FLATBUFFER = "ORT model verification failed"
 
 
 class InferenceSessionBinarizer(FormatBinarizer):
@@ -35,7 +36,8 @@ class InferenceSessionBinarizer(FormatBinarizer):
 
     By `view` the weights stay in the file, and onnxruntime reads them from its own map of it; by `stream` and `bytes` they are
     copied once into private memory; by `path` onnxruntime does as it always does. All deliveries give the same predictions, bit
-    for bit. `onnx_policy` says what `optimize` changes.
+    for bit. `onnx_policy` says what `optimize` changes. Models in onnxruntime's own format (`.ort`) stay in the file by `view`
+    from onnxruntime 1.26 on; any other delivery is a read by onnxruntime itself.
 
     A model that keeps its weights in other files finds them beside itself. Content without a path has no place to look.
     """
@@ -65,11 +67,11 @@ class InferenceSessionBinarizer(FormatBinarizer):
             layout = artifact.header(_layout)
         except (LoadError, OSError):
             return None  # the load will say what is wrong
-        if layout is None:
-            return None
         delivery = terms.delivery or cls.deliveries[0]
         if delivery is Delivery.VIEW and artifact.has_content:
             delivery = Delivery.BYTES
+        if isinstance(layout, OrtModel):
+            return estimate_ort(layout, delivery, terms.optimize, installed_abilities())
         return estimate(layout, delivery, terms.optimize, installed_abilities())
 
     @classmethod
@@ -92,7 +94,7 @@ class InferenceSessionBinarizer(FormatBinarizer):
     @classmethod
     def explain(cls, error: Exception, artifact: Artifact) -> MLupError:
         said = plain_words(error)
-        if type(error).__name__ == "InvalidProtobuf":
+        if type(error).__name__ == "InvalidProtobuf" or _NOT_A_FLATBUFFER in said:
             return CorruptModelError(
                 f"{artifact.name}: expected an ONNX model, found damaged content ({said}); copy or export it again",
                 path=artifact.path,
@@ -121,7 +123,7 @@ class InferenceSessionFullReturnBinarizer(InferenceSessionBinarizer):
     full_return = True
 
 
-def _layout(file: BinaryIO, name: str) -> Layout | None:
-    """The walk of the model; None of one in onnxruntime's own format, a flatbuffer with a file identifier, which has none."""
+def _layout(file: BinaryIO, name: str) -> Layout | OrtModel:
+    """The walk of the model, or what one in onnxruntime's own format says of itself."""
     with Source(file, name) as source:
-        return None if is_ort(source) else walk(source, min_payload_bytes=_MIN_PAYLOAD_BYTES)
+        return read_ort(file, name) if is_ort(source) else walk(source, min_payload_bytes=_MIN_PAYLOAD_BYTES)

@@ -16,15 +16,17 @@ class Abilities(NamedTuple):
     Attributes:
         reads_inside_files: External data of a model that is given as bytes may lie in any folder that is named to it (1.21).
         borrows_buffers: External data may be a buffer that it uses without a copy (1.31).
+        maps_ort: A model in its own format may be mapped (1.26).
     """
 
     reads_inside_files: bool
     borrows_buffers: bool
+    maps_ort: bool
 
     @classmethod
     def of(cls, version: str) -> Abilities:
         numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-        return cls(numbers >= (1, 21), numbers >= (1, 31))
+        return cls(numbers >= (1, 21), numbers >= (1, 31), numbers >= (1, 26))
 
 
 def installed_abilities() -> Abilities:
@@ -36,4 +38,4 @@ def installed_abilities() -> Abilities:
             return Abilities.of(metadata.version(name))
         except metadata.PackageNotFoundError:
             continue
-    return Abilities(True, True)
+    return Abilities(True, True, True)

@@ -27,6 +27,7 @@ from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.errors import ModelBinarizationError, ModelNotFoundError
 from mlup_stream.formats.onnx.external import Place, without_payloads
 from mlup_stream.formats.onnx.layout import Layout
+from mlup_stream.formats.onnx.ort import OrtModel
 from mlup_stream.formats.onnx.tensor import Tensor
 from mlup_stream.formats.onnx.wire import Field
 from mlup_stream.formats.source import Source
@@ -36,7 +37,7 @@ from mlup_stream.ml.binarization.onnx_runtime.external_files import external_fil
 from mlup_stream.ml.binarization.onnx_runtime.messages import plain_words
 from mlup_stream.ml.binarization.onnx_runtime.pinned_name import Names, own_names, pinned_names
 from mlup_stream.ml.binarization.onnx_runtime.placement import NewMaps, Placed, placement_of
-from mlup_stream.ml.binarization.onnx_runtime.policy import Policy, policy_for
+from mlup_stream.ml.binarization.onnx_runtime.policy import policy_for, policy_for_ort
 from mlup_stream.ml.binarization.onnx_runtime.session import (
     PredictSession,
     as_providers,
@@ -57,7 +58,8 @@ _READS_UNALIGNED = platform.machine().lower() in ("x86_64", "amd64", "aarch64", 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _BORROW = "session.use_external_initializer_file_buffers_directly"
 _SAVE_CONTEXT = "ep.context_enable"
-_LOAD_FORMAT = "session.load_model_format"
+_MAP_ORT = {"session.use_memory_mapped_ort_model": "1", "session.use_ort_model_bytes_for_initializers": "1"}
+_PACKED = "packed for its kernels, which optimize='memory' leaves out where it does not cost a prediction its speed"
 
 _MAX_SHAPE_ELEMENTS = {"int32": 64, "int64": 64}
 _MAX_SCALE_ELEMENTS = 10
@@ -76,7 +78,7 @@ class Opener:
 
     Args:
         kind: The class of the session.
-        layout: The walk of it; None for a model in onnxruntime's own format.
+        layout: The walk of it, or what a model in onnxruntime's own format says of itself.
         source: The model.
         artifact: Where it came from.
         terms: What to prefer; the options are the user's keyword arguments for `InferenceSession`.
@@ -87,7 +89,7 @@ class Opener:
     """
 
     def __init__(
-        self, kind: type[PredictSession], layout: Layout | None, source: Source, artifact: Artifact, terms: Terms
+        self, kind: type[PredictSession], layout: Layout | OrtModel, source: Source, artifact: Artifact, terms: Terms
     ) -> None:
         self._kind = kind
         self._source = source
@@ -95,19 +97,21 @@ class Opener:
         self._keywords = {**terms.options, "providers": as_providers(terms.options.get("providers"))}
         self._options = session_options(terms.options.get("sess_options"))
         self._users_own = self._options is terms.options.get("sess_options")
-        self._layout = layout
+        self._ort = layout if isinstance(layout, OrtModel) else None
+        self._layout = layout if isinstance(layout, Layout) else None
         beside = os.path.dirname(os.path.abspath(artifact.path)) if artifact.path else ""
         # What onnxruntime saves has to hold the weights: one made from a model without them would refer to names of ours.
         saves_context = config_entry(self._options, _SAVE_CONTEXT) == "1"
         self._saves = bool(self._options.optimized_model_filepath) or saves_context
         self._users_folder = config_entry(self._options, _FOLDER)
         self._folder = self._users_folder or beside
-        self._policy = Policy({_LOAD_FORMAT: "ORT"})
         self._movable: dict[Field, Tensor] = {}
         self._staying: list[Tensor] = []
         self._files: dict[str, Artifact] = {}
         self._missing: list[ModelNotFoundError] = []
-        if layout is not None:
+        if isinstance(layout, OrtModel):
+            self._policy = policy_for_ort(terms.optimize, layout)
+        else:
             self._policy = policy_for(terms.optimize, layout)
             self._sort(layout)
             self._files = self._external_files(layout)
@@ -132,14 +136,17 @@ class Opener:
         Raises:
             ModelFileChanged: The file's name, or that of one beside it, leads to another file by now.
         """
-        with self._artifact.by_name(own=bool(self._files) or not self._artifact.is_snapshot) as path:
+        own = bool(self._files) or not (self._artifact.is_snapshot or self._ort)
+        with self._artifact.by_name(own=own) as path:
             built = self._unaided(path, why, {})
-        self._artifact.check_names()
+        if own:
+            self._artifact.check_names()
         return built
 
     def _unaided(self, model: str | bytes, why: str, entries: dict[str, str]) -> Built:
         external = [] if self._layout is None else self._external(self._layout)
-        inside_bytes = 0 if self._layout is None else self._layout.payload_bytes
+        model_says = self._layout or self._ort
+        inside_bytes = 0 if model_says is None else model_says.payload_bytes
         maps = NewMaps({each.path for each in external})
         try:
             session = self._open(model, entries)
@@ -159,6 +166,8 @@ class Opener:
         Raises:
             ModelFileChanged: A file changed, or its name led to another one where it had to be opened by name.
         """
+        if self._ort is not None:
+            return self._mapped(self._ort)
         layout, movable, file = self._layout, self._movable, self._artifact.file
         if layout is None or file is None or not (movable or self._files):
             return self.by_path()
@@ -178,6 +187,25 @@ class Opener:
         if not names.are_pinned:
             self._artifact.check_names()
         return Built(session, placement_of(placed, self._staying, maps.ranges()))
+
+    def _mapped(self, model: OrtModel) -> Built:
+        """A session over a model in onnxruntime's own format, which it maps and uses from there.
+
+        Peak memory: what it makes of the graph; the weights are pages of the file.
+        """
+        if not _ABILITIES.maps_ort:
+            return self.by_path(f"onnxruntime {onnxruntime.__version__} reads .ort models into memory, 1.26 and newer map them")
+        if self._saves:
+            return self.by_path()
+        try:
+            with self._artifact.by_name() as path:
+                session = self._open(path, _MAP_ORT)
+        except Exception as error:
+            return self._not_in_place(self._why_not(error))
+        session.can_be_built_again = False  # by then the name may lead elsewhere
+        stays = "session.disable_prepacking" in self._policy.entries
+        payload_bytes = model.payload_bytes
+        return Built(session, Placement(payload_bytes, 0) if stays else Placement(0, payload_bytes, (_PACKED,)))
 
     def _model_in(self, stack: contextlib.ExitStack, layout: Layout, file: PinnedFile) -> tuple[bytes, Names]:
         """The model with its payloads where they lie, under names that `stack` holds, and these."""

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 
 from mlup_stream.delivery.kinds import Optimize
 from mlup_stream.formats.onnx.layout import Layout
+from mlup_stream.formats.onnx.ort import OrtModel
 from mlup_stream.units import MIB
 
-__all__ = ["Policy", "policy_for"]
+__all__ = ["Policy", "policy_for", "policy_for_ort"]
 
 _WEIGHT_COPYING_OPTIMIZERS = frozenset(
     {
@@ -36,6 +37,8 @@ _WEIGHT_COPYING_OPTIMIZERS = frozenset(
 _FOLDING_LIMIT = {"optimization.constant_folding_max_output_size_in_bytes": str(1 * MIB)}
 """A weight that is only transposed is then multiplied transposed (`MatmulTransposeFusion`), from where it lies; folded, it
 would be a copy. Known since onnxruntime 1.27; others ignore it."""
+
+_NO_PREPACKING = {"session.disable_prepacking": "1"}
 
 _QUIET = 3
 """onnxruntime warns of each constant that the limit above keeps from being folded; errors are still written."""
@@ -60,11 +63,18 @@ def policy_for(optimize: Optimize, layout: Layout) -> Policy:
     """The settings for a model."""
     if optimize is Optimize.SPEED:
         return Policy()
-    entries = {}
+    entries: dict[str, str] = {}
     # What lies in the file packed already is mapped from there, and stays that way only while packing is on.
     if not layout.unpacks_weights and not any(tensor.prepacked for tensor in layout.tensors):
         # Weights of 4 bits would be unpacked at every prediction: 30 times slower, and five times the model in memory.
-        entries["session.disable_prepacking"] = "1"
+        entries |= _NO_PREPACKING
     if layout.transposes_weights:
         return Policy({**entries, **_FOLDING_LIMIT}, _WEIGHT_COPYING_OPTIMIZERS, _QUIET)
     return Policy(entries, _WEIGHT_COPYING_OPTIMIZERS)
+
+
+def policy_for_ort(optimize: Optimize, model: OrtModel) -> Policy:
+    """The settings for a model in onnxruntime's own format, whose graph was optimised when it was written."""
+    entries = {"session.load_model_format": "ORT"}
+    packs = optimize is Optimize.SPEED or model.unpacks_weights
+    return Policy(entries if packs else entries | _NO_PREPACKING)
