@@ -30,6 +30,7 @@ __all__ = [
     "Loaded",
     "MLupModel",
     "MemoryGovernor",
+    "ModelPool",
     "Plan",
     "__version__",
     "constants",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from mlup_stream.memory.governor import MemoryGovernor
     from mlup_stream.ml.inspection import inspect
     from mlup_stream.ml.model import MLupModel
+    from mlup_stream.ml.pool import ModelPool
     from mlup_stream.ml.report import LoadReport
     from mlup_stream.pack import pack
     from mlup_stream.up import UP
@@ -60,6 +62,7 @@ else:  # a checker that saw this would take every misspelling for a name
         "Loaded": "mlup_stream.calls:Loaded",
         "MLupModel": "mlup_stream.ml.model:MLupModel",
         "MemoryGovernor": "mlup_stream.memory.governor:MemoryGovernor",
+        "ModelPool": "mlup_stream.ml.pool:ModelPool",
         "Plan": "mlup_stream.calls:Plan",
         "UP": "mlup_stream.up:UP",
         "constants": "mlup_stream.constants",

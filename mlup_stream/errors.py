@@ -31,6 +31,7 @@ __all__ = [
     "ModelLoadError",
     "ModelNotFoundError",
     "ModelPermissionError",
+    "ModelPoolFull",
     "NotAModelFileError",
     "PackError",
     "PredictError",
@@ -141,6 +142,7 @@ class MemoryBudgetExceeded(ModelLoadError, MemoryError):
         would_fit: The deliveries that fit.
         considered: Every delivery and what it takes.
         passed_bytes: How much of the file had been read when it was given up.
+        guessed: Whether `needed_bytes` is a guess, for which no load is refused: only a governor's `make_room` sees such a one.
     """
 
     needed_bytes: int | None = None
@@ -151,6 +153,19 @@ class MemoryBudgetExceeded(ModelLoadError, MemoryError):
     would_fit: tuple[str, ...] = ()
     considered: tuple[Any, ...] = ()
     passed_bytes: int | None = None
+    guessed: bool = False
+
+
+class ModelPoolFull(MemoryBudgetExceeded):
+    """A pool has no room for the model, and can make none.
+
+    Attributes:
+        would_have_to_go: The models that would have to go first, with the bytes of each; empty where that is not enough.
+        in_use: Those of them that somebody uses.
+    """
+
+    would_have_to_go: tuple[tuple[str, int], ...] = ()
+    in_use: tuple[str, ...] = ()
 
 
 class LoadTicketTimeout(_SystemError, TimeoutError):

@@ -13,7 +13,7 @@ from mlup_stream.memory.estimate import Certainty, Estimate
 from mlup_stream.memory.limit import Limit
 from mlup_stream.units import KIB, MIB, format_bytes
 
-__all__ = ["Choice", "Weighed", "admit", "admit_import", "overhead_bytes", "weigh"]
+__all__ = ["Choice", "Weighed", "admit", "admit_import", "not_sure_to_fit", "overhead_bytes", "weigh"]
 
 _WORST_GROWTH = 10
 """How many times its size a load was seen to take (a pickle of small objects): with that much room nobody needs a warning."""
@@ -174,6 +174,11 @@ def admit_import(libraries: tuple[str, ...], estimate: Estimate, room: Available
         "",
         f"it takes {weighed.limit.name} at {_size(_enough_bytes(weighed))} or more, and what the model needs on top",
     )
+
+
+def not_sure_to_fit(chosen: Weighed, name: str) -> MemoryBudgetExceeded:
+    """What says of a load by a guess, which is admitted all the same, how much room it would rather have."""
+    return _exceeded(chosen, f"{name}: may need", f" by delivery {chosen.delivery}", "this is a guess", guessed=True)
 
 
 def _warning(chosen: Weighed, name: str) -> str:

@@ -19,14 +19,14 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from mlup_stream.errors import ConfigError, MemoryBudgetExceeded
 from mlup_stream.memory import imports
 from mlup_stream.memory.budget import Available, Budget, available
 from mlup_stream.memory.cgroup import memory_cgroups
 from mlup_stream.memory.estimate import Certainty, Estimate, by_size
-from mlup_stream.memory.gate import Choice, Weighed, admit, admit_import, weigh
+from mlup_stream.memory.gate import Choice, Weighed, admit, admit_import, not_sure_to_fit, weigh
 from mlup_stream.memory.learned import LearnedStore, LoadKey, Measured, refined
 from mlup_stream.memory.limit import Counts, Limit
 from mlup_stream.memory.meter import private_bytes
@@ -45,6 +45,15 @@ __all__ = ["Admission", "MemoryGovernor"]
 logger = logging.getLogger("mlup_stream")
 
 _LIMITS = ("soft", "hard")
+
+_Result = TypeVar("_Result")
+
+
+@dataclasses.dataclass
+class _Start:
+    """From where a budget in bytes counts: the private memory when its governor was made, and what imports took since."""
+
+    private_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +113,9 @@ class MemoryGovernor:
         ticket_timeout_seconds: How long they wait.
         learned: Whether measurements are remembered; None leaves it to MLUP_STREAM_LEARNED. A `LearnedStore` is used as it is.
         root: The folder under which `/proc` and the control groups' mounts lie.
+        beside: A governor whose count of a budget in bytes this one goes on with: what either takes counts for both.
+        make_room: Asked before a load or an import is refused: lets something go and says whether to try again. It may wait, and
+            may raise an error that says more than the one it was given.
 
     Raises:
         ConfigError: An argument is not valid.
@@ -118,6 +130,8 @@ class MemoryGovernor:
         ticket_timeout_seconds: float = 600.0,
         learned: bool | LearnedStore | None = None,
         root: str = "/",
+        beside: MemoryGovernor | None = None,
+        make_room: Callable[[MemoryBudgetExceeded], bool] | None = None,
     ) -> None:
         self.budget = Budget.of(budget)
         if limit not in _LIMITS or (limit == "hard" and not self.budget.enforced):
@@ -135,7 +149,10 @@ class MemoryGovernor:
         self._ticket = ticket
         self._ticket_timeout_seconds = ticket_timeout_seconds
         self._open: list[Admission] = []
-        self._private_at_start_bytes = private_bytes() if self.budget.limit_bytes is not None else 0
+        self._make_room = make_room
+        self._start: _Start = _Start(0) if beside is None else beside._start
+        if beside is None and self.budget.limit_bytes is not None:
+            self._start.private_bytes = private_bytes()
 
     def __enter__(self) -> MemoryGovernor:
         return self
@@ -148,7 +165,7 @@ class MemoryGovernor:
 
     def available(self, *, small: bool = False) -> Available:
         """How many bytes may still be taken, and by which limit; for a load that is `small`, as of the last second."""
-        spent_bytes = private_bytes() - self._private_at_start_bytes if self.budget.limit_bytes is not None else 0
+        spent_bytes = private_bytes() - self._start.private_bytes if self.budget.limit_bytes is not None else 0
         room = available(self.budget, spent_bytes=spent_bytes, root=self._root, groups=self._groups, small=small)
         if self.limit == "hard" and room.bytes is not None:
             # What was taken as address space cannot be taken as pages: copy-on-write maps and thread stacks count from here on.
@@ -173,8 +190,11 @@ class MemoryGovernor:
         roots = imports.to_import(modules)
         estimate = imports.estimate_of(roots, self.learned) if roots else None
         if estimate is not None and self.budget.enforced:
-            room = available(dataclasses.replace(self.budget, limit_bytes=None), root=self._root, groups=self._groups)
-            admit_import(roots, estimate, room, name=name)
+            budget = dataclasses.replace(self.budget, limit_bytes=None)
+            needed = estimate
+            self._with_room(
+                lambda _: admit_import(roots, needed, available(budget, root=self._root, groups=self._groups), name=name)
+            )
         before_bytes = private_bytes() if roots else 0
         running = Running(", ".join(roots), estimate.peak_anon_bytes) if estimate is not None else None
         try:
@@ -190,7 +210,8 @@ class MemoryGovernor:
                 running.end()
         if running is not None:
             taken_bytes = max(0, private_bytes() - before_bytes)
-            self._private_at_start_bytes += taken_bytes
+            # Beside a load of another thread part of it may be that one's.
+            self._start.private_bytes += taken_bytes if running.alone else min(taken_bytes, running.needed_bytes)
             if running.alone:
                 imports.record(roots, taken_bytes, self.learned)
 
@@ -235,9 +256,29 @@ class MemoryGovernor:
         """
         known, keys = self._refined(estimates, size_bytes=size_bytes, path=path, format=format, variant=variant)
         with self._doubting(known, keys):
-            admission = self._admitted(known, keys, name, asked, size_bytes, freed_bytes, calls_what_it_names)
+            admission = self._with_room(
+                lambda blindly: self._admitted(
+                    known, keys, name, asked, size_bytes, freed_bytes, calls_what_it_names, blindly=blindly
+                )
+            )
         self._open.append(admission)
         return admission
+
+    def _with_room(self, attempt: Callable[[bool], _Result]) -> _Result:
+        """What `attempt` returns, asked again for as long as `make_room` finds something to let go of.
+
+        It is told whether to admit a load whose guess does not fit: room is made for a guess too, and is no condition.
+        """
+        blindly = self._make_room is None
+        while True:
+            try:
+                return attempt(blindly)
+            except MemoryBudgetExceeded as error:
+                if self._make_room is not None and self._make_room(error):
+                    continue
+                if blindly or not error.guessed:
+                    raise
+                blindly = True
 
     def _admitted(
         self,
@@ -248,6 +289,8 @@ class MemoryGovernor:
         size_bytes: int | None,
         freed_bytes: int,
         calls_what_it_names: bool,
+        *,
+        blindly: bool,
     ) -> Admission:
         small = size_bytes is not None and size_bytes < SMALL_BYTES and all(map(_is_small, known.values()))
         began_bytes = private_bytes() if self._ticket else 0
@@ -257,7 +300,7 @@ class MemoryGovernor:
             nonlocal began_bytes
             if self._ticket:
                 now_bytes = private_bytes()
-                self._private_at_start_bytes += now_bytes - began_bytes
+                self._start.private_bytes += now_bytes - began_bytes
                 began_bytes = now_bytes
 
             def beside(promised_bytes: int, others: str) -> tuple[tuple[Choice, Available], int]:
@@ -265,6 +308,8 @@ class MemoryGovernor:
                 room = self._room(small).less(tickets_bytes).more(freed_bytes)
                 room = room.promised(promised_bytes, others, shared=not self._ticket)
                 choice = admit(known, room, name=name, asked=asked)
+                if not blindly and not choice.chosen.fits:
+                    raise not_sure_to_fit(choice.chosen, name)
                 return (choice, room), 0 if small else choice.chosen.needed_bytes or 1
 
             (choice, room), running = admitted(name, beside)

@@ -32,6 +32,21 @@ with up.ml.load(force_loading=True) as ml:
 mlup.ml.model.MLupModel(conf=conf)
 old: type[MappingMode] = Mapping
 
+with mlup.ModelPool({"a": "a.onnx", "b": conf}, memory_budget="512MiB") as pool, pool.use("a") as pooled:
+    pooled.predict(X=1)
+    evicted: tuple[str, ...] = pool.evict("b")
+    left_bytes: int | None = pool.report().left_bytes
+    text: str = pool.metrics()
+
+
+async def ask(pool: mlup.ModelPool) -> float:
+    async with pool.use("a") as model:
+        model.predict(X=1)
+    taken = await pool.get("b")
+    taken.release()
+    return taken.report.seconds
+
+
 try:
     mlup.load("m")
 except mlup.errors.MemoryBudgetExceeded as error:
