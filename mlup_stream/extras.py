@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from types import ModuleType
 
 from mlup_stream.errors import MissingDependencyError
@@ -51,7 +52,8 @@ def require(module: str, needed_for: str) -> ModuleType:
     known = library(module)
     root, minimum = known.module, known.minimum
     wanted = f"{root} {'.'.join(map(str, minimum))} or newer" if minimum else root
-    paste = f"run: pip install {known.to_install}"
+    is_frozen = getattr(sys, "frozen", False)  # by PyInstaller, into which nothing can be installed
+    paste = f"build the program with --hidden-import {root}" if is_frozen else f"run: pip install {known.to_install}"
     try:
         imported = importlib.import_module(module)
         found = _version_of(importlib.import_module(root))
