@@ -232,6 +232,20 @@ ROWS = (
         libraries=(Library("gguf", (0, 10), extra="gguf"),),
         runs_code=("no", "numbers and text"),
     ),
+    FormatSpec(
+        Format.ARROW,
+        "Arrow (IPC files, also called Feather, and streams)",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.arrow:ArrowBinarizer", ("arrow", "feather"), "ARROW"),),
+        detectors=(
+            Detector("mlup_stream.formats.arrays.arrow:detect_file", (b"ARROW1",)),
+            Detector("mlup_stream.formats.arrays.arrow:detect_stream", (b"\xff\xff\xff\xff",)),
+        ),
+        inspector="mlup_stream.formats.arrays.arrow:inspect",
+        nothing_to_gain="its buffers are aligned by the format itself; compressed ones are unpacked by writing it uncompressed",
+        suffixes=(".arrow", ".feather", ".arrows", ".ipc"),
+        libraries=(Library("pyarrow", (15, 0), extra="arrow"),),
+        runs_code=("no", "numbers and text"),
+    ),
 )
 
 _MEMORY = Binarizer("mlup_stream.ml.binarization.memory:MemoryBinarizer", ("memory",), "MEMORY")
@@ -270,6 +284,7 @@ class BinarizationType(Enum):
     TENSORFLOW = BINARIZERS["TENSORFLOW"]
     TENSORFLOW_ZIP = BINARIZERS["TENSORFLOW_ZIP"]
     GGUF = BINARIZERS["GGUF"]
+    ARROW = BINARIZERS["ARROW"]
 
 
 def spec_of(format: str) -> FormatSpec:

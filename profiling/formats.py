@@ -106,6 +106,10 @@ def _saved_model(path: str) -> Any:
     return importlib.import_module("tensorflow").saved_model.load(path)
 
 
+def _arrow(path: str) -> Any:
+    return importlib.import_module("pyarrow.feather").read_table(path, memory_map=False)
+
+
 def _gguf(path: str) -> Any:
     return importlib.import_module("gguf").GGUFReader(path)
 
@@ -172,6 +176,17 @@ CASES = (
         "tensorflow.saved_model.load(path)",
         ("tensorflow",),
         ("tensorflow-cpu",),
+    ),
+    Case(
+        "arrow",
+        "arrow",
+        ".arrow",
+        writers.arrow,
+        _arrow,
+        "feather.read_table(path)",
+        ("numpy", "pyarrow.feather"),
+        ("pyarrow",),
+        ask="[memoryview(part.buffers()[1]).cast('f')[-1] for column in model.columns for part in column.chunks]",
     ),
     Case("gguf", "gguf", ".gguf", writers.gguf, _gguf, "GGUFReader(path)", ("gguf",), ("gguf",)),
 )

@@ -35,6 +35,7 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
         "npy": _npys(),
         "gguf": _ggufs(),
         "ort": _orts(),
+        "arrow": _arrows(),
         "others": _others(),
     }
 
@@ -298,6 +299,48 @@ def _orts() -> tuple[bytes, ...]:
     opsets = [{0: "", 1: struct.pack("<q", 17)}, {0: "com.microsoft", 1: struct.pack("<q", 1)}]
     model = {0: struct.pack("<q", 8), 1: opsets, 2: "by hand", 3: "1", 7: graph}
     return (_flatbuffer({0: "6", 1: model}, b"ORTM"), _flatbuffer({0: "6", 1: {7: {}}}, b"ORTM"), _flatbuffer({}, b"ORTM"))
+
+
+def _arrows() -> tuple[bytes, ...]:
+    """A file, a file with compressed buffers, one without batches, and a stream."""
+
+    def number(value: int) -> bytes:
+        return struct.pack("<q", value)
+
+    def message(kind: int, header: dict[int, Any], body: bytes) -> tuple[int, bytes]:
+        metadata = _flatbuffer({0: struct.pack("<h", 4), 1: bytes([kind]), 2: header, 3: number(len(body))})
+        metadata += bytes(-len(metadata) % 8)
+        head = b"\xff\xff\xff\xff" + struct.pack("<I", len(metadata)) + metadata
+        return len(head), head + body
+
+    def batch(*buffers: bytes, codec: int | None = None) -> tuple[dict[int, Any], bytes]:
+        places, body = b"", b""
+        for each in buffers:
+            places += number(len(body)) + number(len(each))
+            body += each + bytes(-len(each) % 8)
+        fields: dict[int, Any] = {0: number(4), 1: (1, number(4) + number(0)), 2: (len(buffers), places)}
+        return fields | ({} if codec is None else {3: {0: bytes([codec])}}), body
+
+    column = {0: "w", 2: b"\3", 3: {0: struct.pack("<h", 1)}}
+    words = {0: "s", 2: b"\5", 3: {}, 4: {0: number(7)}, 5: [{0: "inner", 2: b"\2", 3: {0: struct.pack("<i", 32), 1: b"\1"}}]}
+    schema = {1: [column, words], 2: [{0: "key", 1: "value"}]}
+    plain, body = batch(struct.pack("<4f", *range(4)))
+    packed, packed_body = batch(number(16) + bytes(9), number(-1) + bytes(16), b"", codec=0)
+    dictionary = {0: number(7), 1: plain}
+    messages = [(2, dictionary, body), (3, plain, body), (3, packed, packed_body)]
+
+    def file(chosen: list[tuple[int, dict[int, Any], bytes]]) -> bytes:
+        out, places = b"ARROW1\0\0", {2: b"", 3: b""}
+        for kind, header, content in chosen:
+            size_bytes, data = message(kind, header, content)
+            places[kind] += struct.pack("<qi4xq", len(out), size_bytes, len(content))
+            out += data
+        blocks = {kind: (len(place) // 24, place) for kind, place in places.items()}
+        footer = _flatbuffer({0: struct.pack("<h", 4), 1: schema, **blocks})
+        return out + footer + struct.pack("<I", len(footer)) + b"ARROW1"
+
+    stream = b"".join(message(*each)[1] for each in [(1, schema, b""), *messages]) + b"\xff\xff\xff\xff" + bytes(4)
+    return (file(messages), file(messages[1:2]), file([]), stream)
 
 
 def _others() -> tuple[bytes, ...]:

@@ -166,6 +166,15 @@ def _ort(data: bytes, given: Any) -> str:
     return f"{min(len(model.tensors), 2)} tensors, {min(model.nodes, 2)} nodes"
 
 
+def _arrow(data: bytes, given: Any) -> str:
+    table = _of("arrays.arrow", "read_table")(given)
+    sizes = (table.stored_bytes, table.compressed_bytes, table.unpacked_bytes, table.batches, table.arrays)
+    _hold(min(sizes) >= 0, "no negative sizes")
+    _hold(table.batches <= len(data), "no more batches than there is room for")
+    _hold(table.unpacked_bytes <= (table.batches * len(data) + 1) << 17, "nothing unpacks to more than its codec can")
+    return f"{table.container}, {table.codec or 'as it is'}, {min(table.batches, 2)} batches"
+
+
 def _detect(data: bytes, given: Any) -> str:
     with Peek(given, _NAMES[len(data) % len(_NAMES)]) as peek:
         found = detect(peek, ROWS)
@@ -185,9 +194,10 @@ TARGETS: dict[str, Target] = {
     "npy": Target(("npy",), ("npy", "npy_literal"), _npy),
     "npz": Target(("zip",), ("zip", "npy", "npz"), _npz),
     "gguf": Target(("gguf",), ("gguf",), _gguf),
+    "arrow": Target(("arrow",), ("flatbuffers", "arrays.arrow"), _arrow, passes=64),
     "ort": Target(("ort",), ("flatbuffers", "onnx.ort"), _ort, passes=64),
     "detect": Target(
-        ("pickle", "joblib", "onnx", "zip", "safetensors", "safetensors index", "npy", "gguf", "ort", "others"),
+        ("pickle", "joblib", "onnx", "zip", "safetensors", "safetensors index", "npy", "gguf", "ort", "arrow", "others"),
         ("detect",),
         _detect,
         _LZMA_BYTES,

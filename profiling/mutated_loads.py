@@ -68,6 +68,28 @@ def _gguf(path: str) -> None:
         write()
 
 
+def _arrow(compression: str | None = None) -> Callable[[str], None]:
+    def write(path: str) -> None:
+        import pyarrow
+
+        text = [f"row {i}" if i % 3 else None for i in range(40)]
+        columns = {
+            **{name: array.reshape(-1)[:40] for name, array in _arrays().items()},
+            "text": text,
+            "words": pyarrow.array(["u", "v"] * 20).dictionary_encode(),
+            "views": pyarrow.array([f"{each} and more of it" for each in text], pyarrow.string_view()),
+            "lists": [[1.0, i] for i in range(40)],
+            "structs": [{"p": 1, "q": "z"}] * 40,
+            "maps": pyarrow.array([[("k", 1)]] * 40, pyarrow.map_(pyarrow.string(), pyarrow.int64())),
+            "runs": pyarrow.RunEndEncodedArray.from_arrays(pyarrow.array([20, 40], pyarrow.int32()), pyarrow.array([1.0, 2.0])),
+        }
+        table = pyarrow.table(columns)
+        with pyarrow.ipc.new_file(path, table.schema, options=pyarrow.ipc.IpcWriteOptions(compression=compression)) as writer:
+            writer.write_table(table, max_chunksize=25)
+
+    return write
+
+
 def _onnx(path: str) -> None:
     import writers
 
@@ -138,6 +160,8 @@ KINDS: dict[str, Kind] = {
     "npz": Kind(".npz", _npz, "numpy"),
     "safetensors": Kind(".safetensors", _safetensors, "safetensors"),
     "gguf": Kind(".gguf", _gguf, "gguf"),
+    "arrow": Kind(".arrow", _arrow(), "pyarrow"),
+    "arrow lz4": Kind(".arrow", _arrow("lz4"), "pyarrow"),
     "onnx": Kind(".onnx", _onnx, "onnxruntime"),
     "ort": Kind(".ort", _ort, "onnxruntime"),
     "torch": Kind(".pt", _torch, "torch"),
@@ -192,8 +216,10 @@ def import_of(kind: str) -> None:
 
 
 def use_of(kind: str) -> Callable[[Any], None]:
-    """What is done with a model that was loaded: one of trees predicts, which follows its indices."""
+    """What is done with a model that was loaded: one of trees predicts, which follows its indices; a table becomes a list."""
     library = KINDS[kind].library
+    if library == "pyarrow":
+        return lambda table: table.to_pylist()
     if library not in ("xgboost", "lightgbm"):
         return lambda model: None
     import numpy
@@ -219,7 +245,7 @@ def library_of(kind: str) -> Callable[[str], Any]:
     import formats
 
     library = KINDS[kind].library
-    names = {"onnxruntime": "onnx", "safetensors": "safetensors-numpy", "numpy": kind}
+    names = {"onnxruntime": "onnx", "pyarrow": "arrow", "safetensors": "safetensors-numpy", "numpy": kind}
     return formats.case_named(names.get(library, library)).library
 
 

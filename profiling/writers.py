@@ -141,6 +141,16 @@ def ort(path: str, size_bytes: int) -> None:
         os.remove(model)
 
 
+def arrow(path: str, size_bytes: int) -> None:
+    """A column for each layer's weights, in batches of 64 Ki rows."""
+    import pyarrow
+
+    columns = {name: array.reshape(-1) for name, array in _arrays(size_bytes).items()}
+    table = pyarrow.table(columns)
+    with pyarrow.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1 << 16)
+
+
 def safetensors(path: str, size_bytes: int) -> None:
     from safetensors.numpy import save_file
 

@@ -135,6 +135,8 @@ class Kind(NamedTuple):
 
 
 SUM_OF_ARRAYS = "float(sum(float(model[name].sum()) for name in sorted(model)))"
+# Without `to_numpy`, which imports pandas where it is installed.
+SUM_OF_COLUMNS = "float(sum(float(numpy.frombuffer(p.buffers()[1], 'f4').sum()) for c in model.columns for p in c.chunks))"
 ORT_ANSWER = "float(model.predict(numpy.ones((1, model.get_inputs()[0].shape[1]), numpy.float32))[0].sum())"
 ONNX_ANSWER = "float(numpy.asarray(model.predict(numpy.ones((1, 1024), numpy.float32))[0]).sum())"
 LIGHTGBM_ANSWER = "float(model.predict(numpy.ones((1, 16)))[0])"
@@ -167,6 +169,7 @@ KINDS: dict[str, Kind] = {
         quick_bytes=64 * MIB,
     ),
     "gguf": Kind("m.gguf", by_library("gguf"), "numpy, gguf", SUM_OF_ARRAYS),
+    "arrow": Kind("m.arrow", by_library("arrow"), "numpy, pyarrow", SUM_OF_COLUMNS, framework="formats"),
     "lightgbm": Kind(
         "m.txt",
         by_library("lightgbm"),

@@ -84,6 +84,16 @@ _WRITERS = {
         writer.write_tensors_to_file()
         writer.close()
     """,
+    "pyarrow": """
+        import pyarrow
+        table = pyarrow.table({"weight": [1.0, 2.0, 3.0], "name": ["a", None, "b"]})
+        for name, codec in (("model.arrow", None), ("lz4.feather", "lz4"), ("zstd.feather", "zstd")):
+            options = pyarrow.ipc.IpcWriteOptions(compression=codec)
+            with pyarrow.ipc.new_file(folder + "/" + name, table.schema, options=options) as writer:
+                writer.write_table(table)
+        with pyarrow.ipc.new_stream(folder + "/model.arrows", table.schema) as writer:
+            writer.write_table(table)
+    """,
     "tensorflow": """
         import os
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -115,6 +125,7 @@ FORMAT_OF = {
     "xgboost.json": "xgboost",
     "model.onnx": "onnx",
     "model.gguf": "gguf",
+    **dict.fromkeys(("model.arrow", "lz4.feather", "zstd.feather", "model.arrows"), "arrow"),
     "model.keras": "keras",
     "model.h5": "keras",
     "saved_model": "savedmodel",

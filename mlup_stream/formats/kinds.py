@@ -30,6 +30,7 @@ class Format(str, Enum):
     KERAS = "keras"
     SAVED_MODEL = "savedmodel"
     GGUF = "gguf"
+    ARROW = "arrow"
 
 
 class Binarizer(NamedTuple):

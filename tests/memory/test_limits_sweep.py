@@ -30,6 +30,7 @@ FORMATS = (
     "npz",
     "onnx",
     "ort",
+    "arrow",
     "safetensors",
     "gguf",
     "lightgbm",
@@ -46,7 +47,7 @@ TENSORFLOW = ("keras", "keras-h5", "savedmodel")
 
 SLOW = ("npz", "gguf", "lightgbm", "xgboost")
 """What goes the same way as one of the others, or takes seconds for each step: run by `make test-slow`."""
-IN_PLACE = ("pickle", "joblib", "npy", "npz", "onnx", "ort", "safetensors", "gguf", "torch")
+IN_PLACE = ("pickle", "joblib", "npy", "npz", "onnx", "ort", "arrow", "safetensors", "gguf", "torch")
 NOT_ALIGNED = ("pickle", "npz")
 """Those whose arrays lie anywhere in the file, and stay in it where mapping is asked for."""
 IN_PLACE_ROOM = 48

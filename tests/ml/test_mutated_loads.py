@@ -10,12 +10,13 @@ import pytest
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("resource") is None, reason="the children have limits of POSIX")
 
-LIBRARIES = ("numpy", "safetensors", "gguf", "onnxruntime", "lightgbm", "xgboost", "torch")
+LIBRARIES = ("numpy", "safetensors", "gguf", "onnxruntime", "lightgbm", "xgboost", "torch", "pyarrow")
+MARKS = {"torch": pytest.mark.torch, "pyarrow": pytest.mark.formats}
 MUTATIONS = 200
 
 
 @pytest.mark.parametrize(
-    "library", [pytest.param(each, marks=pytest.mark.torch) if each == "torch" else each for each in LIBRARIES]
+    "library", [pytest.param(each, marks=MARKS.get(each, ())) for each in LIBRARIES]
 )
 def test_no_damaged_file_ends_the_process_or_raises_something_untyped(library: str) -> None:
     """200 mutations of each kind of file, always the same: none is a signal, a hang, or an error of the library's own.
