@@ -246,6 +246,20 @@ ROWS = (
         libraries=(Library("pyarrow", (15, 0), extra="arrow"),),
         runs_code=("no", "numbers and text"),
     ),
+    FormatSpec(
+        Format.SKOPS,
+        "skops",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.skops:SkopsBinarizer", ("skops",), "SKOPS"),),
+        detectors=(Detector("mlup_stream.formats.frameworks.skops:detect", _ZIP),),
+        inspector="mlup_stream.formats.frameworks.skops:inspect",
+        packer="mlup_stream.pack.zips:pack_npz",
+        suffixes=(".skops",),
+        libraries=(Library("skops", (0, 16), extra="skops"), _NUMPY),
+        runs_code=(
+            'only of types that skops trusts, and of those in `binarization_kwargs={"trusted": [...]}`',
+            "skops's own audit comes before anything is built",
+        ),
+    ),
 )
 
 _MEMORY = Binarizer("mlup_stream.ml.binarization.memory:MemoryBinarizer", ("memory",), "MEMORY")
@@ -285,6 +299,7 @@ class BinarizationType(Enum):
     TENSORFLOW_ZIP = BINARIZERS["TENSORFLOW_ZIP"]
     GGUF = BINARIZERS["GGUF"]
     ARROW = BINARIZERS["ARROW"]
+    SKOPS = BINARIZERS["SKOPS"]
 
 
 def spec_of(format: str) -> FormatSpec:

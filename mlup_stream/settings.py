@@ -35,6 +35,7 @@ class _Options(TypedDict, total=False):
     safe_mode: bool
     sess_options: Any
     tags: Any
+    trusted: list[Any]
     weights_only: bool
 
 

@@ -106,6 +106,10 @@ def _saved_model(path: str) -> Any:
     return importlib.import_module("tensorflow").saved_model.load(path)
 
 
+def _skops(path: str) -> Any:
+    return importlib.import_module("skops.io").load(path, trusted=_TREES)
+
+
 def _arrow(path: str) -> Any:
     return importlib.import_module("pyarrow.feather").read_table(path, memory_map=False)
 
@@ -114,6 +118,7 @@ def _gguf(path: str) -> Any:
     return importlib.import_module("gguf").GGUFReader(path)
 
 
+_TREES = ["sklearn.tree._tree.Tree"]
 _SKLEARN = ("numpy", "joblib", "sklearn.ensemble")
 _THREE_FIELDS = "[len(model), model[-1]['id'], model[len(model) // 2]['score']]"
 
@@ -176,6 +181,18 @@ CASES = (
         "tensorflow.saved_model.load(path)",
         ("tensorflow",),
         ("tensorflow-cpu",),
+    ),
+    Case("skops-arrays", "skops", ".skops", writers.skops_arrays, _skops, "skops.io.load(path)", ("skops.io",), ("skops",)),
+    Case(
+        "skops-forest",
+        "skops",
+        ".skops",
+        writers.skops_forest,
+        _skops,
+        "skops.io.load(path)",
+        (*_SKLEARN, "skops.io"),
+        ("skops", "scikit-learn"),
+        options=(("trusted", _TREES),),
     ),
     Case(
         "arrow",

@@ -34,6 +34,7 @@ from mlup_stream.units import MIB, format_bytes
 MODULES = {
     "keras": ("tensorflow", "keras"),
     "safetensors": ("safetensors.numpy",),
+    "skops": ("skops.io",),
     "sklearn": ("sklearn.ensemble",),  # its largest family of models
 }
 """What a model's own loading imports, where that is not the library's name alone."""
@@ -52,6 +53,7 @@ NEEDS = {
     "xgboost": ("numpy", "sklearn"),
     "safetensors": ("numpy",),
     "gguf": ("numpy",),
+    "skops": ("numpy", "joblib", "sklearn"),
     "h5py": ("numpy",),
     "torch": ("numpy",),
     "tensorflow": ("numpy", "h5py", "pandas", "matplotlib"),

@@ -36,6 +36,7 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
         "gguf": _ggufs(),
         "ort": _orts(),
         "arrow": _arrows(),
+        "skops": _skops(),
         "others": _others(),
     }
 
@@ -341,6 +342,21 @@ def _arrows() -> tuple[bytes, ...]:
 
     stream = b"".join(message(*each)[1] for each in [(1, schema, b""), *messages]) + b"\xff\xff\xff\xff" + bytes(4)
     return (file(messages), file(messages[1:2]), file([]), stream)
+
+
+def _skops() -> tuple[bytes, ...]:
+    array = {"__class__": "ndarray", "__module__": "numpy", "__loader__": "NdArrayNode", "type": "numpy", "file": "1.npy"}
+    plain = {"__class__": "str", "__module__": "builtins", "__loader__": "JsonNode", "content": "3", "is_json": True}
+    content = {"__class__": "list", "__module__": "builtins", "__loader__": "ListNode", "content": [array, plain]}
+    schema = json.dumps({**content, "protocol": 2, "_skops_version": "0.16.0"}, indent=2).encode()
+    files = []
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", method) as archive:
+            archive.writestr("1.npy", _npys()[0])
+            archive.writestr("schema.json", schema)
+        files.append(buffer.getvalue())
+    return tuple(files)
 
 
 def _others() -> tuple[bytes, ...]:

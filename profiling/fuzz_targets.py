@@ -175,6 +175,13 @@ def _arrow(data: bytes, given: Any) -> str:
     return f"{table.container}, {table.codec or 'as it is'}, {min(table.batches, 2)} batches"
 
 
+def _skops(data: bytes, given: Any) -> str:
+    found = _of("frameworks.skops", "read_skops")(io.BytesIO(data) if given is data else given, "input")
+    _hold(found.nodes <= 1032 * len(data), "a node takes a byte or more, unpacked")
+    _hold(all(member.place.data_end <= len(data) for member in found.members.values()), "members within the file")
+    return f"{min(found.nodes, 3)} nodes, {min(len(found.references), 2)} references"
+
+
 def _detect(data: bytes, given: Any) -> str:
     with Peek(given, _NAMES[len(data) % len(_NAMES)]) as peek:
         found = detect(peek, ROWS)
@@ -194,10 +201,11 @@ TARGETS: dict[str, Target] = {
     "npy": Target(("npy",), ("npy", "npy_literal"), _npy),
     "npz": Target(("zip",), ("zip", "npy", "npz"), _npz),
     "gguf": Target(("gguf",), ("gguf",), _gguf),
+    "skops": Target(("skops",), ("frameworks.skops", "zip", "npy", "npz"), _skops),
     "arrow": Target(("arrow",), ("flatbuffers", "arrays.arrow"), _arrow, passes=64),
     "ort": Target(("ort",), ("flatbuffers", "onnx.ort"), _ort, passes=64),
     "detect": Target(
-        ("pickle", "joblib", "onnx", "zip", "safetensors", "safetensors index", "npy", "gguf", "ort", "arrow", "others"),
+        ("pickle", "joblib", "onnx", "zip", "safetensors", "safetensors index", "npy", "gguf", "ort", "arrow", "skops", "others"),
         ("detect",),
         _detect,
         _LZMA_BYTES,

@@ -90,6 +90,14 @@ def _arrow(compression: str | None = None) -> Callable[[str], None]:
     return write
 
 
+def _skops(path: str) -> None:
+    import skops.io
+    from sklearn.linear_model import LogisticRegression
+
+    rows = _arrays()["a"]
+    skops.io.dump({**_arrays(), "model": LogisticRegression().fit(rows, [0, 1] * 5), "bytes": b"some"}, path)
+
+
 def _onnx(path: str) -> None:
     import writers
 
@@ -162,6 +170,7 @@ KINDS: dict[str, Kind] = {
     "gguf": Kind(".gguf", _gguf, "gguf"),
     "arrow": Kind(".arrow", _arrow(), "pyarrow"),
     "arrow lz4": Kind(".arrow", _arrow("lz4"), "pyarrow"),
+    "skops": Kind(".skops", _skops, "skops"),
     "onnx": Kind(".onnx", _onnx, "onnxruntime"),
     "ort": Kind(".ort", _ort, "onnxruntime"),
     "torch": Kind(".pt", _torch, "torch"),
@@ -245,8 +254,8 @@ def library_of(kind: str) -> Callable[[str], Any]:
     import formats
 
     library = KINDS[kind].library
-    names = {"onnxruntime": "onnx", "pyarrow": "arrow", "safetensors": "safetensors-numpy", "numpy": kind}
-    return formats.case_named(names.get(library, library)).library
+    names = {"onnxruntime": "onnx", "pyarrow": "arrow", "skops": "skops-arrays", "safetensors": "safetensors-numpy"}
+    return formats.case_named(kind if library == "numpy" else names.get(library, library)).library
 
 
 class Worker:

@@ -141,6 +141,18 @@ def ort(path: str, size_bytes: int) -> None:
         os.remove(model)
 
 
+def skops_arrays(path: str, size_bytes: int) -> None:
+    import skops.io
+
+    skops.io.dump(_arrays(size_bytes), path)
+
+
+def skops_forest(path: str, size_bytes: int) -> None:
+    import skops.io
+
+    skops.io.dump(_forest(size_bytes), path)
+
+
 def arrow(path: str, size_bytes: int) -> None:
     """A column for each layer's weights, in batches of 64 Ki rows."""
     import pyarrow

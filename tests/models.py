@@ -170,6 +170,7 @@ KINDS: dict[str, Kind] = {
     ),
     "gguf": Kind("m.gguf", by_library("gguf"), "numpy, gguf", SUM_OF_ARRAYS),
     "arrow": Kind("m.arrow", by_library("arrow"), "numpy, pyarrow", SUM_OF_COLUMNS, framework="formats"),
+    "skops": Kind("m.skops", by_library("skops_arrays"), "numpy, skops", SUM_OF_ARRAYS, framework="formats"),
     "lightgbm": Kind(
         "m.txt",
         by_library("lightgbm"),

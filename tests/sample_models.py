@@ -94,6 +94,13 @@ _WRITERS = {
         with pyarrow.ipc.new_stream(folder + "/model.arrows", table.schema) as writer:
             writer.write_table(table)
     """,
+    "skops": """
+        import numpy, skops.io
+        from sklearn.linear_model import LogisticRegression
+        rows = numpy.eye(4)
+        skops.io.dump(LogisticRegression().fit(rows, [0, 1, 0, 1]), folder + "/model.skops")
+        skops.io.dump({"weights": numpy.arange(1000.0)}, folder + "/deflated.skops", compression=8)
+    """,
     "tensorflow": """
         import os
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -126,6 +133,8 @@ FORMAT_OF = {
     "model.onnx": "onnx",
     "model.gguf": "gguf",
     **dict.fromkeys(("model.arrow", "lz4.feather", "zstd.feather", "model.arrows"), "arrow"),
+    "model.skops": "skops",
+    "deflated.skops": "skops",
     "model.keras": "keras",
     "model.h5": "keras",
     "saved_model": "savedmodel",

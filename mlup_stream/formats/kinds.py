@@ -31,6 +31,7 @@ class Format(str, Enum):
     SAVED_MODEL = "savedmodel"
     GGUF = "gguf"
     ARROW = "arrow"
+    SKOPS = "skops"
 
 
 class Binarizer(NamedTuple):

@@ -133,7 +133,6 @@ _NAMES = (
 """Bare numbers have no mark: only their name says what they are."""
 
 _ZIPS = (
-    (r"^schema\.json$", "a skops file; load it with skops.io.load"),
     (r"/archive_format$", "a torch.export archive; load it with torch.export.load"),
     (r"/\.data/extern_modules$", "a torch.package archive; load it with torch.package.PackageImporter"),
     (r"(?:^|/)saved_model\.pb$", "a zipped SavedModel; unpack it and give the folder"),

@@ -34,7 +34,7 @@ from mlup_stream.ml.binarization.pickles.failure import explained
 from mlup_stream.ml.binarization.pickles.placing import Placer
 from mlup_stream.units import KIB
 
-__all__ = ["NpyBinarizer", "NpzArrays", "NpzBinarizer"]
+__all__ = ["NpyBinarizer", "NpzArrays", "NpzBinarizer", "dtype_of", "unpacked_array"]
 
 _OBJECT_BYTES = 1 * KIB
 """An array, its name and its place in the dict: 600 bytes where it is mapped."""
@@ -154,7 +154,7 @@ class NpzBinarizer(_NumpyBinarizer):
             elif member.header is not None and member.stored and in_place:
                 arrays[member.place.name] = _array(file, member.header, placer, name, terms.options)
             else:
-                arrays[member.place.name] = _unpacked(file, member, placer, artifact.name, terms.options)
+                arrays[member.place.name] = unpacked_array(file, member, placer, artifact.name, terms.options)
         return NpzArrays(arrays, artifact.name)
 
 
@@ -179,7 +179,7 @@ def _later(member: NpzMember, placer: Placer, archive_name: str, terms: Terms) -
 
     def make() -> Any:
         with open_buffer(raw.data) as file:
-            array = _unpacked(file, alone, Placer(terms, None, file), archive_name, terms.options)
+            array = unpacked_array(file, alone, Placer(terms, None, file), archive_name, terms.options)
         if isinstance(raw.base, memoryview):  # of the map, in which nobody needs these pages any more
             drop_pages(raw.base, member.place.data_offset, member.place.data_end)
         return array
@@ -215,14 +215,14 @@ def _array(file: BinaryIO, header: NpyHeader, placer: Placer, name: str, options
     """The array that lies in the file as it is."""
     if header.has_objects:
         return _objects(file, header.data_start, name, options)
-    dtype, order = _dtype(header, name), "F" if header.fortran_order else "C"
+    dtype, order = dtype_of(header, name), "F" if header.fortran_order else "C"
     if placer.maps:
         return placer.array(header.data_start, dtype, header.shape, order)
     file.seek(header.data_start)
     return placer.from_stream(file, dtype, header.shape, order)
 
 
-def _unpacked(file: BinaryIO, member: NpzMember, placer: Placer, archive_name: str, options: Mapping[str, Any]) -> Any:
+def unpacked_array(file: BinaryIO, member: NpzMember, placer: Placer, archive_name: str, options: Mapping[str, Any]) -> Any:
     """A member of an archive, unpacked or at least checked: an array, or the bytes of what is no array, as NumPy gives them."""
     name = f"{archive_name}: {member.place.name}"
     header = member.header
@@ -237,12 +237,13 @@ def _unpacked(file: BinaryIO, member: NpzMember, placer: Placer, archive_name: s
                 return _objects(pickled, 0, name, options)
         because = None if member.stored or not placer.maps else "deflated in the archive"
         order = "F" if header.fortran_order else "C"
-        array = placer.from_stream(unpacked, _dtype(header, name), header.shape, order, because=because)
+        array = placer.from_stream(unpacked, dtype_of(header, name), header.shape, order, because=because)
         unpacked.read()  # the end, where the checksum is
         return array
 
 
-def _dtype(header: NpyHeader, name: str) -> Any:
+def dtype_of(header: NpyHeader, name: str) -> Any:
+    """The dtype that a header describes; raises `CorruptModelError` for one that NumPy does not make."""
     import numpy as np
 
     try:
