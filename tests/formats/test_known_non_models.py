@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,7 +60,18 @@ NODE = field(1, b"input") + field(2, b"Placeholder") + field(5, field(1, b"dtype
         ('node {\n  name: "x"\n  op: "Placeholder"\n}\n', "GraphDef", "script"),
         ('<?xml version="1.0"?>\n<net name="model" version="11">\n<layers>', "OpenVINO", "web page"),
         ('<net name="model" version="11">', "OpenVINO", "web page"),
+        ('<?xml version="1.0"?>\n<!-- by X -->\n<!-- now -->\n<net name="model">', "openvino.Core().read_model", "web page"),
+        ("<?xml version='1.0'?>" + "<!-- --><!-- -->" * 25 + "<html>", "web page", "OpenVINO"),
         ('<?xml version="1.0"?>\n<PMML version="4.4">', "PMML", "web page"),
+        (b"\xba\x16\x4f\x2f\x0c" + bytes(90), "fasttext.load_model", "pickle,"),
+        (b"\x06\0\0\0\x10\0TransformerSpec\0" + bytes(90), "CTranslate2", "pickle,"),
+        (b"ftrt\0\0\0\0" + bytes(90), "TensorRT", "zeros"),
+        (b"ptrt\0\0\0\0" + bytes(90), "TensorRT", "zeros"),
+        (b"FEA1" + bytes(90), "Feather table of version 1", "Arrow file"),
+        (b"PAR1" + bytes(90), "write it as an Arrow file", "zeros"),
+        ("7767517\n2 2\nInput data 0 1 data\n", "ncnn", "script"),
+        ("svm_type c_svc\nkernel_type rbf\n", "LIBSVM", "script"),
+        ('{"format": "layers-model", "generatedBy": "keras"}', "TensorFlow.js", "configuration of"),
         ('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "error page", "OpenVINO"),
         (b"CBM1\x30\x01\x00\x00", "CatBoost", "pickle,"),
         ('{\n  "features_info":\n  {"float_features": []}}', "CatBoost", "configuration of"),
@@ -170,6 +182,42 @@ def test_a_folder_that_is_no_model_here_is_told(tmp_path: Path) -> None:
     for act in (mlup.load, inspect):
         with pytest.raises((ModelNotFoundError, FormatNotRecognizedError), match="CoreML package"):
             act(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("model.bin", "config.json", "shared_vocabulary.json"), "CTranslate2"),
+        (("m.bin", "m.xml", "readme.md"), "OpenVINO"),
+        (("config.json", "tokenizer.json", "tokenizer_config.json"), "without its weights"),
+        (("config.cfg", "meta.json", "tokenizer"), "spaCy"),
+        (("inference.pdmodel", "inference.pdiparams"), "PaddlePaddle"),
+        (("coremldata.bin", "model.mil"), "compiled CoreML"),
+    ],
+)
+def test_folders_of_other_libraries_are_told(tmp_path: Path, names: tuple[str, ...], says: str) -> None:
+    """By the names in them, however many others are there."""
+    for name in (*names, *(f"x{i}.md" for i in range(50))):
+        (tmp_path / name).write_bytes(b'{"a": 1}' if name.endswith(".json") else b"\x3f\x80\x11\x22" * 300)
+    for act in (mlup.load, inspect):
+        with pytest.raises((ModelNotFoundError, FormatNotRecognizedError), match=says):
+            act(tmp_path)
+
+
+def test_weights_are_told_by_the_graph_beside_them(tmp_path: Path) -> None:
+    """An OpenVINO `.bin` is bare numbers; the `.xml` beside it says whose."""
+    weights = b"\x3f\x80\x11\x22" * 300
+    assert "OpenVINO" not in said_of(weights, tmp_path, "alone.bin")
+    (tmp_path / "model.xml").write_text("<net name='m'>")
+    assert "weights of an OpenVINO model" in said_of(weights, tmp_path, "model.bin")
+
+
+def test_a_torchserve_archive_is_told(tmp_path: Path) -> None:
+    """A `.mar` is a zip with its manifest in MAR-INF."""
+    with zipfile.ZipFile(tmp_path / "m.mar", "w") as archive:
+        archive.writestr("model.pt", b"abc")
+        archive.writestr("MAR-INF/MANIFEST.json", "{}")
+    assert "TorchServe archive; unpack it" in said_of((tmp_path / "m.mar").read_bytes(), tmp_path, "m2.mar")
 
 
 @pytest.mark.parametrize("address", ["https://example.org/model.onnx", "s3://bucket/model.pkl", "hf://org/model"])

@@ -1,12 +1,15 @@
 """What files that are no model here often turn out to be, so that the message can say so and what to do.
 
-Sources: each format's own magic number; the Git LFS pointer specification, version 1; the file identifiers of flatbuffers, at
-offset 4 (`TFL3`, `ET12`); CoreML's `Model.proto`, TensorFlow's `saved_model.proto` and `graph.proto`, and the footer of its
-tables (`table/format.h`); what `dump_model` of LightGBM and XGBoost and `to_json` of Keras write.
+Sources: each format's own magic number (fastText's 793712314, TensorRT's `ptrt` and `ftrt`; CTranslate2's version and the name
+of its specification); what TorchServe's archiver, PaddlePaddle, spaCy, H2O, LIBSVM and ncnn write; the Git LFS pointer
+specification, version 1; the file identifiers of flatbuffers, at offset 4 (`TFL3`, `ET12`); CoreML's `Model.proto`,
+TensorFlow's `saved_model.proto` and `graph.proto`, and the footer of its tables (`table/format.h`); what `dump_model` of
+LightGBM and XGBoost and `to_json` of Keras write.
 """
 
 from __future__ import annotations
 
+import os
 import re
 
 from mlup_stream.formats.peek import Peek
@@ -17,7 +20,7 @@ __all__ = ["known_non_model"]
 def known_non_model(peek: Peek) -> str | None:
     """What it looks like, and what to do about it; None if nobody knows."""
     if peek.entries is not None:
-        return _first(_FOLDERS, "\n".join(peek.entries))
+        return _first(_FOLDERS, "\n".join(peek.entries[:_MAX_ENTRIES]))
     for begins, what in _BEGINNINGS:
         if re.match(begins, peek.head, re.DOTALL | re.IGNORECASE):
             return what
@@ -28,7 +31,13 @@ def known_non_model(peek: Peek) -> str | None:
     for ends, what in _ENDINGS:
         if peek.tail.endswith(ends):
             return what
-    return _first(_NAMES, peek.name)
+    return _first(_NAMES, peek.name) or _beside(peek.name)
+
+
+def _beside(name: str) -> str | None:
+    """What a file is that says nothing of itself, by one beside it that does."""
+    graph = re.sub(r"\.bin$", ".xml", name, flags=re.IGNORECASE)
+    return f"perhaps {_OPENVINO_WEIGHTS}" if graph != name and os.path.isfile(graph) else None
 
 
 def _first(table: tuple[tuple[str, str], ...], text: str) -> str | None:
@@ -57,25 +66,46 @@ def _versioned_protobuf(peek: Peek) -> str | None:
     if peek.head[1] == 1 and follows in (b"", b"\x12"):
         return "perhaps the saved_model.pb of a TensorFlow SavedModel; give its folder"
     if follows and (follows == b"\x50" or follows[0] & 0x80):  # isUpdatable, or a number above 15: the kinds begin at 200
-        return f"a CoreML model; {_NO_BINARIZER}"
+        return _read_by("a CoreML model", "coremltools, on macOS")
     return None
 
 
+_MAX_ENTRIES = 1000
 _NO_BINARIZER = "there is no binarizer for it: export the model as ONNX, or write one and name it in binarization_type"
+
+
+def _read_by(what: str, library: str) -> str:
+    return f"{what}; {library} reads it, and {_NO_BINARIZER}"
+
+
+_OPENVINO = _read_by("the graph of an OpenVINO model, whose weights are in a .bin beside it", "openvino.Core().read_model")
+_OPENVINO_WEIGHTS = _read_by("the weights of an OpenVINO model, whose graph is the .xml beside it", "openvino.Core().read_model")
+_CTRANSLATE2 = _read_by("a CTranslate2 model", "ctranslate2.Translator or .Generator, given its folder,")
 _CHECKPOINT = "part of a TensorFlow checkpoint, which holds weights alone; save the whole model as a SavedModel or .keras"
+
+_XML = rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--(?:(?!-->).)*-->\s*)*"
+"""What may come before the first element."""
 
 _BEGINNINGS = (
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself; run: git lfs pull"),
-    (
-        rb"\s*(?:<\?xml[^>]*>\s*)?<net\s",
-        f"the graph of an OpenVINO model, whose weights are in a .bin beside it; {_NO_BINARIZER}",
-    ),
-    (rb"\s*(?:<\?xml[^>]*>\s*)?<PMML\s", f"a PMML model; {_NO_BINARIZER}"),
+    (_XML + rb"<net\s", _OPENVINO),
+    (_XML + rb"<PMML\s", _read_by("a PMML model", "jpmml_evaluator or pypmml")),
     (rb"\s*<(?:!doctype|html|\?xml)", "a web page or XML, perhaps an error page that was saved as the model; download it again"),
     (rb"binf", "an XGBoost model in the binary format of before 3.1; save it as .ubj with the version that wrote it"),
     (rb'CBM1|\s*\{\s*"features_info"\s*:', f"a CatBoost model; {_NO_BINARIZER}"),
     (rb".{4}TFL3", f"a TensorFlow Lite model; {_NO_BINARIZER}"),
-    (rb".{4}ET\d\d", f"an ExecuTorch program; {_NO_BINARIZER}"),
+    (rb".{4}ET\d\d", _read_by("an ExecuTorch program", "executorch.runtime")),
+    (rb"[pf]trt", _read_by("a TensorRT engine, built for one kind of GPU", "tensorrt.Runtime")),
+    (rb"\xba\x16\x4f\x2f", _read_by("a fastText model", "fasttext.load_model")),
+    (rb"[\x01-\x1f]\0\0\0.\0\w{1,60}Spec\0", _CTRANSLATE2),
+    (rb"FEA1", "a Feather table of version 1; read it with pyarrow.feather and write it again, which makes it version 2"),
+    (rb"7767517\n", _read_by("the graph of an ncnn model", "ncnn")),
+    (rb"svm_type \w|solver_type \w", _read_by("a LIBSVM or LIBLINEAR model", "libsvm or liblinear")),
+    (rb"RKNN", _read_by("a Rockchip model", "rknnlite")),
+    (
+        rb'\s*\{\s*"format"\s*:\s*"(?:layers|graph)-model"',
+        "the graph of a TensorFlow.js model; give the Keras model or the SavedModel that it was made from",
+    ),
     (
         rb"\x0a.{1,4}\x0a.[\w./:-]+\x12.(?-i:[A-Z])\w+|node \{\s+name: ",
         "a TensorFlow graph (GraphDef), frozen or without weights; save the model as a SavedModel or export it as ONNX",
@@ -118,7 +148,7 @@ _BEGINNINGS = (
     (rb"%PDF", "a PDF"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8", "a picture"),
     (rb"\x7fELF|MZ.{58}", "a program or library"),
-    (rb"PAR1", "a Parquet table"),
+    (rb"PAR1", "a Parquet table, which has to be unpacked whole; write it as an Arrow file, which stays in the file"),
     (rb"#!|(?:import|from|def|class) \w", "a script"),
     (rb"\0+\Z", "nothing but zeros: perhaps a download that was not finished"),
 )
@@ -134,12 +164,24 @@ _NAMES = (
 
 _ZIPS = (
     (r"/archive_format$", "a torch.export archive; load it with torch.export.load"),
+    (r"^MAR-INF/MANIFEST\.json$", "a TorchServe archive; unpack it and give the model inside"),
+    (r"^model\.ini$", _read_by("an H2O MOJO", "h2o or daimojo")),
     (r"/\.data/extern_modules$", "a torch.package archive; load it with torch.package.PackageImporter"),
     (r"(?:^|/)saved_model\.pb$", "a zipped SavedModel; unpack it and give the folder"),
     (r"(?:^|/)word/document\.xml$|^xl/", "an office document"),
 )
 
 _FOLDERS = (
-    (r"^Manifest\.json$", f"perhaps a CoreML package; {_NO_BINARIZER}"),
+    (r"^Manifest\.json$", _read_by("perhaps a CoreML package", "coremltools, on macOS")),
+    (r"^coremldata\.bin$", _read_by("a compiled CoreML model", "CoreML itself, on Apple's systems")),
+    (r"^(.+)\.bin\n(?:.*\n)*?\1\.xml$", _OPENVINO.replace("the graph of an OpenVINO model", "an OpenVINO model")),
+    (r"^model\.bin\n(?:.*\n)*?(?:shared_|source_|target_)?vocabulary\.(?:json|txt)$", _CTRANSLATE2),
+    (r"\.pdmodel$|\.pdiparams$", _read_by("a PaddlePaddle model", "paddle.inference")),
+    (r"^config\.cfg\n(?:.*\n)*?meta\.json$", _read_by("a spaCy pipeline", "spacy.load")),
+    (
+        r"^config\.json\n(?:.*\n)*?(?:tokenizer\.json|tokenizer_config\.json|vocab\.\w+|spiece\.model)$",
+        "the configuration and the tokenizer of a model as a hub has it, without its weights; put model.safetensors or"
+        " pytorch_model.bin beside them",
+    ),
     (r"\.data-\d{5}-of-\d{5}$", f"it holds {_CHECKPOINT}"),
 )
