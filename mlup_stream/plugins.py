@@ -1,7 +1,7 @@
 """Formats of other distributions: rows that come by the entry point group `mlup_stream.formats`.
 
     [project.entry-points."mlup_stream.formats"]
-    catboost = "their_package.rows:CATBOOST"        # a FormatSpec, or a function that returns one or several
+    fasttext = "their_package.rows:FASTTEXT"        # a FormatSpec, or a function that returns one or several
 
 Such a format is detected, planned, inspected, packed and loaded like ours. Its detectors are asked when no mark of ours claims
 the file. An entry point that cannot be read, and a detector that raises, is named in a warning and left out, and stops no load.

@@ -260,6 +260,17 @@ ROWS = (
             "skops's own audit comes before anything is built",
         ),
     ),
+    FormatSpec(
+        Format.CATBOOST,
+        "CatBoost (`.cbm`)",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.catboost:CatBoostBinarizer", ("catboost",), "CATBOOST"),),
+        detectors=(Detector("mlup_stream.formats.trees.catboost:detect", (b"CBM1",)),),
+        inspector="mlup_stream.formats.trees.catboost:inspect",
+        nothing_to_gain="CatBoost uses it as it is",
+        suffixes=(".cbm",),
+        libraries=(Library("catboost", (1, 2), extra="catboost"),),
+        runs_code=("no", "numbers and text"),
+    ),
 )
 
 _MEMORY = Binarizer("mlup_stream.ml.binarization.memory:MemoryBinarizer", ("memory",), "MEMORY")
@@ -300,6 +311,7 @@ class BinarizationType(Enum):
     GGUF = BINARIZERS["GGUF"]
     ARROW = BINARIZERS["ARROW"]
     SKOPS = BINARIZERS["SKOPS"]
+    CATBOOST = BINARIZERS["CATBOOST"]
 
 
 def spec_of(format: str) -> FormatSpec:

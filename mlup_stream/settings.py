@@ -28,6 +28,7 @@ class _Options(TypedDict, total=False):
     fix_imports: bool
     framework: str
     map_location: Any
+    model_class: str
     params: dict[str, Any]
     provider_options: Any
     providers: Any

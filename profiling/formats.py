@@ -110,6 +110,10 @@ def _skops(path: str) -> Any:
     return importlib.import_module("skops.io").load(path, trusted=_TREES)
 
 
+def _catboost(path: str) -> Any:
+    return importlib.import_module("catboost").CatBoost().load_model(path)
+
+
 def _arrow(path: str) -> Any:
     return importlib.import_module("pyarrow.feather").read_table(path, memory_map=False)
 
@@ -204,6 +208,17 @@ CASES = (
         ("numpy", "pyarrow.feather"),
         ("pyarrow",),
         ask="[memoryview(part.buffers()[1]).cast('f')[-1] for column in model.columns for part in column.chunks]",
+    ),
+    Case(
+        "catboost",
+        "catboost",
+        ".cbm",
+        writers.catboost,
+        _catboost,
+        "CatBoost().load_model(path)",
+        ("numpy", "catboost"),
+        ("catboost",),
+        ask="model.predict([[1.0] * 16])",
     ),
     Case("gguf", "gguf", ".gguf", writers.gguf, _gguf, "GGUFReader(path)", ("gguf",), ("gguf",)),
 )

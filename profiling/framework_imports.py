@@ -54,6 +54,7 @@ NEEDS = {
     "safetensors": ("numpy",),
     "gguf": ("numpy",),
     "skops": ("numpy", "joblib", "sklearn"),
+    "catboost": ("numpy", "pandas"),
     "h5py": ("numpy",),
     "torch": ("numpy",),
     "tensorflow": ("numpy", "h5py", "pandas", "matplotlib"),

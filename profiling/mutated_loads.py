@@ -155,6 +155,23 @@ def _lightgbm(**parameters: Any) -> Callable[[str], None]:
     return write
 
 
+def _catboost(kind: str = "CatBoostRegressor", categories: bool = False, **parameters: Any) -> Callable[[str], None]:
+    def write(path: str) -> None:
+        import catboost
+        import numpy
+
+        rows = numpy.random.default_rng(7).random((240, 4))
+        labels = (rows[:, 0] * 3).astype(int) if kind == "CatBoostClassifier" else rows[:, 0] + rows[:, 2]
+        settings = {"iterations": 4, "depth": 3, "verbose": 0, "thread_count": 1, "allow_writing_files": False, **parameters}
+        if categories:
+            settings["cat_features"] = [1, 2]
+            words = [f"c{each * 12:.0f}" for each in rows[:, 0]], [f"d{each * 2:.0f}" for each in rows[:, 2]]
+            rows = numpy.array([rows[:, 0], *words, rows[:, 3]], object).T
+        getattr(catboost, kind)(**settings).fit(rows, labels).save_model(path)
+
+    return write
+
+
 class Kind(NamedTuple):
     """One kind of file: its name's ending, what writes it, and what its library is called."""
 
@@ -169,6 +186,10 @@ KINDS: dict[str, Kind] = {
     "safetensors": Kind(".safetensors", _safetensors, "safetensors"),
     "gguf": Kind(".gguf", _gguf, "gguf"),
     "arrow": Kind(".arrow", _arrow(), "pyarrow"),
+    "catboost": Kind(".cbm", _catboost(), "catboost"),
+    "catboost classes": Kind(".cbm", _catboost("CatBoostClassifier"), "catboost"),
+    "catboost lossguide": Kind(".cbm", _catboost(grow_policy="Lossguide"), "catboost"),
+    "catboost categories": Kind(".cbm", _catboost("CatBoostClassifier", categories=True), "catboost"),
     "arrow lz4": Kind(".arrow", _arrow("lz4"), "pyarrow"),
     "skops": Kind(".skops", _skops, "skops"),
     "onnx": Kind(".onnx", _onnx, "onnxruntime"),
@@ -229,11 +250,13 @@ def use_of(kind: str) -> Callable[[Any], None]:
     library = KINDS[kind].library
     if library == "pyarrow":
         return lambda table: table.to_pylist()
-    if library not in ("xgboost", "lightgbm"):
+    if library not in ("xgboost", "lightgbm", "catboost"):
         return lambda model: None
     import numpy
 
     rows = numpy.random.default_rng(3).random((8, 4))
+    if kind == "catboost categories":
+        rows = numpy.array([[each[0], f"c{each[1] * 12:.0f}", f"d{each[2] * 2:.0f}", each[3]] for each in rows], object)
 
     def predict(model: Any) -> None:
         try:
@@ -241,8 +264,10 @@ def use_of(kind: str) -> Callable[[Any], None]:
                 import xgboost
 
                 model.predict(xgboost.DMatrix(rows), validate_features=False)
-            else:
+            elif library == "lightgbm":
                 model.predict(rows, predict_disable_shape_check=True)
+            else:
+                model.predict(rows)
         except Exception:
             pass  # an exception is an answer
 

@@ -255,6 +255,19 @@ def _ubj_key(name: str) -> bytes:
     return _ubj_length(len(name)) + name.encode()
 
 
+def catboost(path: str, size_bytes: int) -> None:
+    """A few large trees, trained, then repeated by CatBoost itself."""
+    import catboost
+    import numpy
+
+    generator = numpy.random.default_rng(0)
+    rows, values = generator.standard_normal((2000, 16), numpy.float32), generator.standard_normal(2000)
+    settings = {"iterations": _COPIED_TREES, "depth": 14 if size_bytes >= _LARGE_BYTES else 5, "thread_count": 1}
+    model = catboost.CatBoostRegressor(**settings, verbose=0, allow_writing_files=False).fit(rows, values)
+    copies = max(1, size_bytes // (model.get_leaf_values().nbytes * 2))  # a leaf has a value and a weight
+    catboost.sum_models([model] * copies).save_model(path)
+
+
 def _keras_model(size_bytes: int) -> Any:
     import keras
 

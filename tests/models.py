@@ -171,6 +171,15 @@ KINDS: dict[str, Kind] = {
     "gguf": Kind("m.gguf", by_library("gguf"), "numpy, gguf", SUM_OF_ARRAYS),
     "arrow": Kind("m.arrow", by_library("arrow"), "numpy, pyarrow", SUM_OF_COLUMNS, framework="formats"),
     "skops": Kind("m.skops", by_library("skops_arrays"), "numpy, skops", SUM_OF_ARRAYS, framework="formats"),
+    "catboost": Kind(
+        "m.cbm",
+        by_library("catboost"),
+        "numpy, catboost",
+        "float(model.predict(numpy.ones((1, 16)))[0])",
+        deliveries=("view", "bytes", "path"),
+        framework="formats",
+        quick_bytes=64 * MIB,
+    ),
     "lightgbm": Kind(
         "m.txt",
         by_library("lightgbm"),

@@ -101,6 +101,12 @@ _WRITERS = {
         skops.io.dump(LogisticRegression().fit(rows, [0, 1, 0, 1]), folder + "/model.skops")
         skops.io.dump({"weights": numpy.arange(1000.0)}, folder + "/deflated.skops", compression=8)
     """,
+    "catboost": """
+        import catboost, numpy
+        values = numpy.random.default_rng(0).random((100, 3))
+        model = catboost.CatBoostRegressor(iterations=3, depth=3, verbose=0, allow_writing_files=False)
+        model.fit(values, values.sum(axis=1)).save_model(folder + "/model.cbm")
+    """,
     "tensorflow": """
         import os
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -135,6 +141,7 @@ FORMAT_OF = {
     **dict.fromkeys(("model.arrow", "lz4.feather", "zstd.feather", "model.arrows"), "arrow"),
     "model.skops": "skops",
     "deflated.skops": "skops",
+    "model.cbm": "catboost",
     "model.keras": "keras",
     "model.h5": "keras",
     "saved_model": "savedmodel",

@@ -32,6 +32,7 @@ class Format(str, Enum):
     GGUF = "gguf"
     ARROW = "arrow"
     SKOPS = "skops"
+    CATBOOST = "catboost"
 
 
 class Binarizer(NamedTuple):

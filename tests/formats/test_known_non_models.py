@@ -73,7 +73,6 @@ NODE = field(1, b"input") + field(2, b"Placeholder") + field(5, field(1, b"dtype
         ("svm_type c_svc\nkernel_type rbf\n", "LIBSVM", "script"),
         ('{"format": "layers-model", "generatedBy": "keras"}', "TensorFlow.js", "configuration of"),
         ('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "error page", "OpenVINO"),
-        (b"CBM1\x30\x01\x00\x00", "CatBoost", "pickle,"),
         ('{\n  "features_info":\n  {"float_features": []}}', "CatBoost", "configuration of"),
         (b"\x1c\0\0\0ET12" + bytes(100), "ExecuTorch", "zeros"),
         (b"\x1c\0\0\0TFL3" + bytes(100), "TensorFlow Lite", "zeros"),

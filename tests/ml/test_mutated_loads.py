@@ -10,8 +10,9 @@ import pytest
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("resource") is None, reason="the children have limits of POSIX")
 
-LIBRARIES = ("numpy", "safetensors", "gguf", "onnxruntime", "lightgbm", "xgboost", "torch", "pyarrow", "skops")
-MARKS = {"torch": pytest.mark.torch, "pyarrow": pytest.mark.formats, "skops": pytest.mark.formats}
+RARE = ("pyarrow", "skops", "catboost")
+LIBRARIES = ("numpy", "safetensors", "gguf", "onnxruntime", "lightgbm", "xgboost", "torch", *RARE)
+MARKS = {"torch": pytest.mark.torch, **dict.fromkeys(RARE, pytest.mark.formats)}
 MUTATIONS = 200
 
 

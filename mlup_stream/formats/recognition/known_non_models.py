@@ -92,7 +92,10 @@ _BEGINNINGS = (
     (_XML + rb"<PMML\s", _read_by("a PMML model", "jpmml_evaluator or pypmml")),
     (rb"\s*<(?:!doctype|html|\?xml)", "a web page or XML, perhaps an error page that was saved as the model; download it again"),
     (rb"binf", "an XGBoost model in the binary format of before 3.1; save it as .ubj with the version that wrote it"),
-    (rb'CBM1|\s*\{\s*"features_info"\s*:', f"a CatBoost model; {_NO_BINARIZER}"),
+    (
+        rb'\s*\{\s*"(?:ctr_data|features_info)"\s*:',
+        "a CatBoost model in JSON; load it with CatBoost().load_model(path, format='json') and save it as .cbm",
+    ),
     (rb".{4}TFL3", f"a TensorFlow Lite model; {_NO_BINARIZER}"),
     (rb".{4}ET\d\d", _read_by("an ExecuTorch program", "executorch.runtime")),
     (rb"[pf]trt", _read_by("a TensorRT engine, built for one kind of GPU", "tensorrt.Runtime")),
