@@ -1,8 +1,6 @@
 """What one load takes, measured in a fresh process: `measured` in that process, `answer_measured` in the one that started it.
 
-RSS is the kernel's high-water mark. No kernel keeps one of anonymous memory, and a thread inside the process does not run while
-a library holds the interpreter's lock, so that peak is sampled from outside, every 2 ms: a spike is missed only if it comes and
-goes between two samples, which at the 2 GB/s at which pages come into being is one of about 4 MB.
+RSS is the kernel's high-water mark. No kernel keeps one of anonymous memory, so that peak is sampled from outside.
 """
 
 from __future__ import annotations
@@ -10,9 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
-import re
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,12 +16,10 @@ from typing import Any
 from fresh_process import FreshCall
 
 from mlup_stream.memory.meter import PeakMeter, snapshot
+from mlup_stream.memory.outside import Sampler
 from mlup_stream.up import load
 
 __all__ = ["answer_measured", "call_measured", "measured", "warm_up"]
-
-_INTERVAL_SECONDS = 0.002
-_ANON = re.compile(rb"^RssAnon:\s+(\d+) kB", re.MULTILINE)
 
 
 def warm_up() -> None:
@@ -90,17 +84,13 @@ def answer_measured(call: FreshCall) -> dict[str, Any]:
         ChildFailed: As `FreshCall.answer`.
     """
     call.ready()
-    watch = _Watch()
-    watch.start(call.pid)
-    try:
+    with Sampler(call.pid) as sampler:
         found: dict[str, Any] = call.answer()
-    finally:
-        watch.stop()
     baseline_bytes = found.pop("baseline_anon")
     for prefix, figure in (("", "peak_anon"), ("use_", "use_anon")):
         started, ended = found.pop(f"{prefix}started"), found.pop(f"{prefix}ended")
         found[f"{prefix}seconds"] = ended - started
-        seen_bytes = watch.highest(started, ended)
+        seen_bytes = sampler.highest("anon_bytes", started, ended)
         if seen_bytes is not None and baseline_bytes is not None:
             found[figure] = max(found[figure], seen_bytes - baseline_bytes)
     return found
@@ -110,35 +100,3 @@ def call_measured(function: str, **arguments: Any) -> dict[str, Any]:
     """`answer_measured` of a call of its own; see `FreshCall` for the arguments."""
     with FreshCall(function, **arguments) as call:
         return answer_measured(call)
-
-
-class _Watch:
-    """Samples of another process's `RssAnon`, with times of a clock that all processes share. Empty where there is no `/proc`."""
-
-    def __init__(self) -> None:
-        self._samples: list[tuple[float, int]] = []
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self, pid: int) -> None:
-        self._thread = threading.Thread(target=self._run, args=(pid,), daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def highest(self, started: float, ended: float) -> int | None:
-        return max((anon_bytes for at, anon_bytes in self._samples if started <= at <= ended), default=None)
-
-    def _run(self, pid: int) -> None:
-        while not self._stop.wait(_INTERVAL_SECONDS):
-            try:
-                with open(f"/proc/{pid}/status", "rb") as file:
-                    found = _ANON.search(file.read())
-            except OSError:
-                return
-            if found is None:  # it has ended, and only its name is left
-                return
-            self._samples.append((time.monotonic(), int(found[1]) * 1024))
