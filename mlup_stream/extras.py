@@ -23,6 +23,7 @@ __all__ = ["LIBRARIES", "library", "require"]
 _OF_NO_FORMAT = (
     Library("sklearn", (1, 3), extra="sklearn", distribution="scikit-learn"),
     Library("memray", (1, 10), extra="profiling"),
+    Library("pytest", (8, 0), extra="testing"),
     Library("click", (8, 1), extra="cli"),
     Library("rich", (13, 0), extra="cli"),
 )
