@@ -1,9 +1,4 @@
-"""The process of one limited test: pytest again, with this test alone, measured around its call.
-
-    python -m mlup_stream.testing.child FOLDER
-
-`FOLDER/request.json` says which test; what happens goes to `FOLDER/events.jsonl`, a line each, for `fresh` to read.
-"""
+"""What runs in the process of one limited test: it is measured around its call, and what happens is told to `fresh`."""
 
 from __future__ import annotations
 
@@ -11,7 +6,6 @@ import contextlib
 import gc
 import json
 import os
-import sys
 import time
 from collections.abc import Generator, Iterator
 from types import TracebackType
@@ -24,13 +18,7 @@ from mlup_stream.memory.reclaim import give_back
 from mlup_stream.testing.limits import load_arguments
 from mlup_stream.units import format_bytes, parse_bytes
 
-__all__ = ["LoadedInTest", "Step", "loaded"]
-
-_OFF = ("usepdb", "distload", "looponfail", "lf", "failedfirst", "newfirst", "stepwise", "stepwise_skip", "cacheclear")
-_NONE = ("numprocesses", "maxprocesses", "xmlpath", "htmlpath", "pastebin", "durations")
-_QUIET_OPTIONS: dict[str, Any] = {**dict.fromkeys(_OFF, False), **dict.fromkeys(_NONE), "dist": "no", "tx": [], "px": []}
-"""What the command line may say that is the starting process's business."""
-
+__all__ = ["Events", "LoadedInTest", "Step", "loaded"]
 
 class Events:
     """What measures one test in its process, and tells what happens."""
@@ -187,48 +175,3 @@ def loaded(
         yield LoadedInTest(up.ml, path)
     finally:
         up.ml.unload()
-
-
-def main(folder: str) -> int:
-    with open(os.path.join(folder, "request.json"), encoding="utf-8") as file:
-        request: dict[str, Any] = json.load(file)
-    os.chdir(request["folder"])
-    os.environ.pop("PYTHONPATH", None)
-    os.environ.update(request["environment"])
-    sys.path[:] = request["sys_path"]
-    with _covered(request["coverage"]):
-        from _pytest.config import _prepareconfig
-
-        from mlup_stream.testing.plugin import in_child
-
-        config = _prepareconfig(request["arguments"])
-        config.args = [request["argument"]]
-        for name, value in {**_QUIET_OPTIONS, "basetemp": request["basetemp"]}.items():
-            if hasattr(config.option, name):
-                setattr(config.option, name, value)
-        config.pluginmanager.unregister(name="terminal")
-        events = Events(folder, request)
-        config.stash[in_child] = events
-        config.pluginmanager.register(events, "mlup-stream child")
-        return int(config.hook.pytest_cmdline_main(config=config))
-
-
-@contextlib.contextmanager
-def _covered(settings: dict[str, Any] | None) -> Iterator[None]:
-    """Measures coverage as the starting process does, into a file beside its own."""
-    if settings is None:
-        yield
-        return
-    import coverage
-
-    measured = coverage.Coverage(data_suffix=True, **settings)
-    measured.start()
-    try:
-        yield
-    finally:
-        measured.stop()
-        measured.save()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

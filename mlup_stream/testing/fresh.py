@@ -67,12 +67,11 @@ def run(
         shows = item.config.getoption("capture", "fd") == "no"
         with open(os.path.join(folder, "said"), "w+b") as said:
             child = subprocess.Popen(
-                [sys.executable, "-m", "mlup_stream.testing.child", folder],
+                [sys.executable, os.path.join(os.path.dirname(__file__), "start.py"), folder],
                 stdin=subprocess.DEVNULL,
                 stdout=None if shows else said,
                 stderr=None if shows else said,
                 start_new_session=os.name != "nt",
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([each for each in sys.path if each])},
             )
             try:
                 with Sampler(child.pid, shares=shares, on_sample=watchdog.look) as sampler:
@@ -172,7 +171,6 @@ def _request(item: pytest.Item, folder: str, shares: bool, memray: str | None) -
         "arguments": arguments,
         "folder": str(config.invocation_params.dir),
         "sys_path": sys.path,
-        "environment": {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
         "basetemp": _base_temp(config, folder),
         "coverage": _coverage(),
         "shares": shares,

@@ -10,6 +10,7 @@ import joblib
 import numpy
 import pytest
 from safetensors.numpy import load_file, save_file
+from sklearn.ensemble import RandomForestClassifier
 
 SIZE_BYTES = 64 << 20
 
@@ -60,8 +61,6 @@ def test_safetensors_takes_twice_the_file(safetensors_file: Path) -> None:
 @pytest.mark.limit_anon("32 MiB")
 def test_a_small_forest_predicts_in_little() -> None:
     """Training and asking a small forest of scikit-learn."""
-    from sklearn.ensemble import RandomForestClassifier
-
     rows = numpy.random.default_rng(0).normal(size=(200, 4))
     forest = RandomForestClassifier(10, random_state=0, n_jobs=1).fit(rows, rows[:, 0] > 0)
     assert forest.score(rows, rows[:, 0] > 0) > 0.9
