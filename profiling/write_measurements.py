@@ -121,6 +121,11 @@ SECTIONS = {
             "estimates.py --size 128MiB --formats torch,lightgbm,xgboost,keras,savedmodel",
         ),
     ),
+    "tests": Section(
+        "Tests with a memory limit",
+        "How often a verdict is wrong on a busy machine, and what a limited test costs; see `limited_tests.py`.",
+        ("limited_tests.py --repeat 17 --busy 2",),
+    ),
     "memray": Section(
         "What memray counts",
         "Maps told apart from the heap; see `memray_session.py`, which also draws the flame graphs.",
