@@ -134,7 +134,8 @@ def _peaks(ran: Ran, started: dict[str, Any], ended: dict[str, Any] | None, pref
         if ended is not None:
             peak, at_end = ended["peak"], ended.get("at_end") or {}
             seen.append(at_end.get(name) or 0)
-            seen += _of_the_mark(figure, peak, baseline, at_end, samples)
+            if figure != "peak_rss":
+                seen += _of_the_mark(figure, peak, baseline, at_end, samples)
             if figure == "peak_rss" and peak["rss_bytes"] is not None:
                 seen.append(peak["rss_bytes"])
                 high_bytes, how = (max(seen) if peak["rss_exact"] else None), peak["source"]
@@ -149,19 +150,20 @@ def _peaks(ran: Ran, started: dict[str, Any], ended: dict[str, Any] | None, pref
 def _of_the_mark(
     figure: str, peak: dict[str, Any], baseline: dict[str, Any], at_end: dict[str, Any], samples: list[Sample]
 ) -> list[int]:
-    """The peak of a figure by the kernel's mark of RSS, where the rest of RSS stayed as it was; empty otherwise.
+    """The peak of a figure by the kernel's mark of RSS, where it was private memory that rose; empty otherwise.
 
-    The rest are pages of files and shared ones, or what of them others' PSS has.
+    That is so where pages of files and shared ones stayed as they were, and the process had page faults enough: a map that was
+    touched and let go between two samples has a sixteenth of them.
     """
-    if figure == "peak_anon":
-        moments = [baseline, at_end, *(each._asdict() for each in samples)]
-        rest = [(each["file_bytes"] or 0) + (each["shmem_bytes"] or 0) for each in moments if each]
-    else:
-        moments = [each for each in (baseline, at_end) if each and each.get("pss_bytes")]
-        rest = [each["rss_bytes"] - each["pss_bytes"] for each in moments]
-    if not rest or not peak["rss_exact"] or max(rest) - min(rest) > _STEADY_BYTES:
+    moments = [each for each in (baseline, at_end, *(sample._asdict() for sample in samples)) if each]
+    others = [(each["file_bytes"] or 0) + (each["shmem_bytes"] or 0) for each in moments]
+    anon_bytes = int((peak["rss_bytes"] or 0) - max(others))
+    is_steady = max(others) - min(others) <= _STEADY_BYTES
+    if not peak["rss_exact"] or not is_steady or anon_bytes > (peak["anon_high_bytes"] or 0):
         return []
-    return [int(peak["rss_bytes"] - max(rest))]
+    if figure != "peak_pss":
+        return [anon_bytes]
+    return [int(peak["rss_bytes"] - max(each["rss_bytes"] - each["pss_bytes"] for each in (baseline, at_end)))] if at_end else []
 
 
 def _is_near_miss(ran: Ran, verdicts: list[Verdict]) -> bool:
