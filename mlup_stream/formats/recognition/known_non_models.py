@@ -175,6 +175,7 @@ _ZIPS = (
 )
 
 _FOLDERS = (
+    (r"^MLmodel$", "an MLflow model whose MLmodel names no file that is known here; give the model's own file"),
     (r"^Manifest\.json$", _read_by("perhaps a CoreML package", "coremltools, on macOS")),
     (r"^coremldata\.bin$", _read_by("a compiled CoreML model", "CoreML itself, on Apple's systems")),
     (r"^(.+)\.bin\n(?:.*\n)*?\1\.xml$", _OPENVINO.replace("the graph of an OpenVINO model", "an OpenVINO model")),

@@ -19,6 +19,8 @@ from mlup_stream.ml.storage.folder import is_model_folder, models_in, seems
 __all__ = ["DiskStorage"]
 
 DEFAULT_SUFFIX = ".pckl"
+_MLFLOW = "MLmodel"
+"""What is in a folder that MLflow wrote, and says which of its files is the model."""
 
 
 @dataclass
@@ -26,8 +28,8 @@ class DiskStorage(BaseStorage):
     """Finds model files; `load` returns every match, sorted by name, and reads none of them.
 
     Attributes:
-        path_to_files: A file, a folder of files, or a folder that is itself a model (a SavedModel, an unzipped `.keras`). `~` is
-            expanded, symlinks are followed. A file needs no mask.
+        path_to_files: A file, a folder of files, one that MLflow wrote, or a folder that is itself a model (a SavedModel, an
+            unzipped `.keras`). `~` is expanded, symlinks are followed. A file needs no mask.
         file_mask: Which files of the folder: the exact name of one, or a regular expression that is searched in their names.
             By default the names that end in `.pckl`; where there is none, what is a model by its name or content.
         need_load_file: Whether the file is read into memory for the binarizer: `delivery="bytes"` in other words.
@@ -94,7 +96,24 @@ class DiskStorage(BaseStorage):
             return [self.load_bytes_single_file(path)]
         if self.file_mask is None and is_model_folder(path):
             return [self.load_bytes_single_file(path)]
+        if self.file_mask is None and os.path.isfile(os.path.join(path, _MLFLOW)):
+            return self._of_mlflow(path)
         return [self.load_bytes_single_file(os.path.join(path, name)) for name in self._matches(path)]
+
+    def _of_mlflow(self, folder: str) -> list[LoadedFile]:
+        """What `MLmodel` names: a file, a folder that is a model, or what is found in one that is none."""
+        from mlup_stream.ml.storage.mlflow import model_file_of  # which needs a parser of YAML
+
+        try:
+            path = os.path.join(folder, model_file_of(folder))
+        except LoadError:
+            raise
+        except OSError as error:
+            raise explain_os_error(error, folder) from error
+        if not os.path.isdir(path) or is_model_folder(path):
+            return [self.load_bytes_single_file(path)]
+        names = self._matches(path) if len(os.listdir(path)) > 1 else os.listdir(path)
+        return [self.load_bytes_single_file(os.path.join(path, name)) for name in names]
 
     def _check_own_name(self, path: str) -> None:
         name = os.path.basename(path)
