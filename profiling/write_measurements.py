@@ -71,6 +71,11 @@ SECTIONS = {
         "In turn with the library; see `against_libraries.py`.",
         tuple(f"against_libraries.py --size 256MiB --repeat 3 --formats {names}" for names in _FORMATS),
     ),
+    "rarer": Section(
+        "Against the libraries of the rarer formats",
+        "The same in the environment of `make test-formats`. Of the arrays of skops those are copied that are not aligned.",
+        ("against_libraries.py --size 256MiB --repeat 3 --formats ort,arrow,skops",),
+    ),
     "speed": Section(
         "The same with `optimize=\"speed\"`",
         "Copies what is not aligned, prepacks, touches mapped weights ahead, builds trees in all threads.",
