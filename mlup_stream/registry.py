@@ -271,6 +271,17 @@ ROWS = (
         libraries=(Library("catboost", (1, 2), extra="catboost"),),
         runs_code=("no", "numbers and text"),
     ),
+    FormatSpec(
+        Format.FAISS,
+        "faiss indexes",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.faiss:FaissBinarizer", ("faiss",), "FAISS"),),
+        detectors=(Detector("mlup_stream.formats.arrays.faiss:detect", (b"I",)),),
+        inspector="mlup_stream.formats.arrays.faiss:inspect",
+        nothing_to_gain="faiss maps it as it is",
+        suffixes=(".faiss",),
+        libraries=(Library("faiss", (1, 13), extra="faiss", distribution="faiss-cpu"),),
+        runs_code=("no", "numbers and text"),
+    ),
 )
 
 _MEMORY = Binarizer("mlup_stream.ml.binarization.memory:MemoryBinarizer", ("memory",), "MEMORY")
@@ -312,6 +323,7 @@ class BinarizationType(Enum):
     ARROW = BINARIZERS["ARROW"]
     SKOPS = BINARIZERS["SKOPS"]
     CATBOOST = BINARIZERS["CATBOOST"]
+    FAISS = BINARIZERS["FAISS"]
 
 
 def spec_of(format: str) -> FormatSpec:

@@ -110,6 +110,10 @@ def _skops(path: str) -> Any:
     return importlib.import_module("skops.io").load(path, trusted=_TREES)
 
 
+def _faiss(path: str) -> Any:
+    return importlib.import_module("faiss").read_index(path)
+
+
 def _catboost(path: str) -> Any:
     return importlib.import_module("catboost").CatBoost().load_model(path)
 
@@ -208,6 +212,17 @@ CASES = (
         ("numpy", "pyarrow.feather"),
         ("pyarrow",),
         ask="[memoryview(part.buffers()[1]).cast('f')[-1] for column in model.columns for part in column.chunks]",
+    ),
+    Case(
+        "faiss",
+        "faiss",
+        ".faiss",
+        writers.faiss,
+        _faiss,
+        "faiss.read_index(path)",
+        ("numpy", "faiss"),
+        ("faiss-cpu",),
+        ask="model.search(__import__('numpy').ones((2, 64), 'f4'), 3)[0][0]",
     ),
     Case(
         "catboost",

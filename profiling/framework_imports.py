@@ -55,6 +55,7 @@ NEEDS = {
     "gguf": ("numpy",),
     "skops": ("numpy", "joblib", "sklearn"),
     "catboost": ("numpy", "pandas"),
+    "faiss": ("numpy",),
     "h5py": ("numpy",),
     "torch": ("numpy",),
     "tensorflow": ("numpy", "h5py", "pandas", "matplotlib"),

@@ -12,6 +12,7 @@ The exit code is 1 if a file of ours ended a process, hung it, or raised somethi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -172,6 +173,20 @@ def _catboost(kind: str = "CatBoostRegressor", categories: bool = False, **param
     return write
 
 
+def _faiss(factory: str) -> Callable[[str], None]:
+    def write(path: str) -> None:
+        import faiss
+        import numpy
+
+        vectors = numpy.random.default_rng(7).standard_normal((300, 8)).astype("f4")
+        index = faiss.index_factory(8, factory)
+        index.train(vectors)
+        index.add(vectors)
+        faiss.write_index(index, path)
+
+    return write
+
+
 class Kind(NamedTuple):
     """One kind of file: its name's ending, what writes it, and what its library is called."""
 
@@ -186,6 +201,7 @@ KINDS: dict[str, Kind] = {
     "safetensors": Kind(".safetensors", _safetensors, "safetensors"),
     "gguf": Kind(".gguf", _gguf, "gguf"),
     "arrow": Kind(".arrow", _arrow(), "pyarrow"),
+    **{f"faiss {name}": Kind(".faiss", _faiss(name), "faiss") for name in ("Flat", "IVF4,PQ4x4", "HNSW8,SQ8", "PCA4,IVF4,Flat")},
     "catboost": Kind(".cbm", _catboost(), "catboost"),
     "catboost classes": Kind(".cbm", _catboost("CatBoostClassifier"), "catboost"),
     "catboost lossguide": Kind(".cbm", _catboost(grow_policy="Lossguide"), "catboost"),
@@ -248,6 +264,8 @@ def import_of(kind: str) -> None:
 def use_of(kind: str) -> Callable[[Any], None]:
     """What is done with a model that was loaded: one of trees predicts, which follows its indices; a table becomes a list."""
     library = KINDS[kind].library
+    if library == "faiss":
+        return _search
     if library == "pyarrow":
         return lambda table: table.to_pylist()
     if library not in ("xgboost", "lightgbm", "catboost"):
@@ -272,6 +290,14 @@ def use_of(kind: str) -> Callable[[Any], None]:
             pass  # an exception is an answer
 
     return predict
+
+
+def _search(index: Any) -> None:
+    import numpy
+
+    if index.d < 1 << 16:
+        with contextlib.suppress(Exception):  # which is an answer
+            index.search(numpy.ones((2, index.d), "f4"), 3)
 
 
 def library_of(kind: str) -> Callable[[str], Any]:

@@ -268,6 +268,20 @@ def catboost(path: str, size_bytes: int) -> None:
     catboost.sum_models([model] * copies).save_model(path)
 
 
+def faiss(path: str, size_bytes: int) -> None:
+    """Vectors in inverted lists, which is what large indexes are."""
+    import faiss
+    import numpy
+
+    count = max(1000, size_bytes // (64 * _ITEM_BYTES + 8))  # a vector and its id
+    vectors = numpy.random.default_rng(0).standard_normal((count, 64), numpy.float32)
+    index = faiss.index_factory(64, f"IVF{max(4, count // 4000)},Flat")
+    index.cp.niter = 2
+    index.train(vectors[: max(1000, index.nlist * 40)])
+    index.add(vectors)
+    faiss.write_index(index, path)
+
+
 def _keras_model(size_bytes: int) -> Any:
     import keras
 

@@ -171,6 +171,14 @@ KINDS: dict[str, Kind] = {
     "gguf": Kind("m.gguf", by_library("gguf"), "numpy, gguf", SUM_OF_ARRAYS),
     "arrow": Kind("m.arrow", by_library("arrow"), "numpy, pyarrow", SUM_OF_COLUMNS, framework="formats"),
     "skops": Kind("m.skops", by_library("skops_arrays"), "numpy, skops", SUM_OF_ARRAYS, framework="formats"),
+    "faiss": Kind(
+        "m.faiss",
+        by_library("faiss"),
+        "numpy, faiss",
+        "float(model.search(numpy.ones((1, 64), 'f4'), 5)[0].sum())",
+        framework="formats",
+        quick_bytes=64 * MIB,
+    ),
     "catboost": Kind(
         "m.cbm",
         by_library("catboost"),

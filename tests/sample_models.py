@@ -101,6 +101,18 @@ _WRITERS = {
         skops.io.dump(LogisticRegression().fit(rows, [0, 1, 0, 1]), folder + "/model.skops")
         skops.io.dump({"weights": numpy.arange(1000.0)}, folder + "/deflated.skops", compression=8)
     """,
+    "faiss": """
+        import faiss, numpy
+        vectors = numpy.random.default_rng(0).random((100, 8)).astype("f4")
+        for name, factory in (("flat", "Flat"), ("hnsw", "HNSW8,Flat"), ("lists", "IVF2,Flat")):
+            index = faiss.index_factory(8, factory)
+            index.train(vectors)
+            index.add(vectors)
+            faiss.write_index(index, folder + f"/{name}.faiss")
+        bits = faiss.IndexBinaryFlat(64)
+        bits.add(numpy.zeros((3, 8), "u1"))
+        faiss.write_index_binary(bits, folder + "/bits.faiss")
+    """,
     "catboost": """
         import catboost, numpy
         values = numpy.random.default_rng(0).random((100, 3))
@@ -141,6 +153,7 @@ FORMAT_OF = {
     **dict.fromkeys(("model.arrow", "lz4.feather", "zstd.feather", "model.arrows"), "arrow"),
     "model.skops": "skops",
     "deflated.skops": "skops",
+    **dict.fromkeys(("flat.faiss", "hnsw.faiss", "lists.faiss", "bits.faiss"), "faiss"),
     "model.cbm": "catboost",
     "model.keras": "keras",
     "model.h5": "keras",

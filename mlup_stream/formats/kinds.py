@@ -33,6 +33,7 @@ class Format(str, Enum):
     ARROW = "arrow"
     SKOPS = "skops"
     CATBOOST = "catboost"
+    FAISS = "faiss"
 
 
 class Binarizer(NamedTuple):

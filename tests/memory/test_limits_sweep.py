@@ -31,6 +31,7 @@ FORMATS = (
     "onnx",
     "ort",
     "arrow",
+    "faiss",
     "safetensors",
     "gguf",
     "lightgbm",
@@ -47,7 +48,7 @@ TENSORFLOW = ("keras", "keras-h5", "savedmodel")
 
 SLOW = ("npz", "gguf", "lightgbm", "xgboost")
 """What goes the same way as one of the others, or takes seconds for each step: run by `make test-slow`."""
-IN_PLACE = ("pickle", "joblib", "npy", "npz", "onnx", "ort", "arrow", "safetensors", "gguf", "torch")
+IN_PLACE = ("pickle", "joblib", "npy", "npz", "onnx", "ort", "arrow", "faiss", "safetensors", "gguf", "torch")
 NOT_ALIGNED = ("pickle", "npz")
 """Those whose arrays lie anywhere in the file, and stay in it where mapping is asked for."""
 IN_PLACE_ROOM = 48
