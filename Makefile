@@ -66,8 +66,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(PYTEST) -m "not torch and not tensorflow and not slow and not formats and not remote and not serving"
 
-test-slow: $(VENV)/.test
-	$(PYTEST) -m slow
+test-slow: $(VENV)/.test $(VENV)-formats/.formats
+	$(PYTEST) -m "slow and not formats"
+	$(VENV)-formats/bin/python -m pytest -n 2 --dist loadfile -m "formats and slow"
 
 test-torch: $(VENV)/.torch
 	$(PYTEST) -m torch
@@ -76,7 +77,7 @@ test-tensorflow: $(VENV)/.tensorflow
 	$(PYTEST) -m tensorflow
 
 test-formats: $(VENV)-formats/.formats
-	$(VENV)-formats/bin/python -m pytest -n 2 --dist loadfile -m formats
+	$(VENV)-formats/bin/python -m pytest -n 2 --dist loadfile -m "formats and not slow"
 
 test-remote: $(VENV)/.remote
 	$(PYTEST) -m remote

@@ -261,13 +261,19 @@ def import_of(kind: str) -> None:
     importlib.import_module(KINDS[kind].library)
 
 
+def _listed(table: Any) -> None:
+    for column in table.columns:
+        with contextlib.suppress(Exception):  # an exception is an answer
+            column.to_pylist()
+
+
 def use_of(kind: str) -> Callable[[Any], None]:
     """What is done with a model that was loaded: one of trees predicts, which follows its indices; a table becomes a list."""
     library = KINDS[kind].library
     if library == "faiss":
         return _search
     if library == "pyarrow":
-        return lambda table: table.to_pylist()
+        return _listed
     if library not in ("xgboost", "lightgbm", "catboost"):
         return lambda model: None
     import numpy

@@ -32,6 +32,7 @@ FORMATS = (
     "ort",
     "arrow",
     "faiss",
+    "skops",
     "safetensors",
     "gguf",
     "lightgbm",
@@ -46,10 +47,10 @@ FORMATS = (
 TENSORFLOW = ("keras", "keras-h5", "savedmodel")
 """Each step imports TensorFlow, which takes ten seconds with a machine to itself: more time than a test of others has."""
 
-SLOW = ("npz", "gguf", "lightgbm", "xgboost")
+SLOW = ("npz", "gguf", "skops", "lightgbm", "xgboost")
 """What goes the same way as one of the others, or takes seconds for each step: run by `make test-slow`."""
-IN_PLACE = ("pickle", "joblib", "npy", "npz", "onnx", "ort", "arrow", "faiss", "safetensors", "gguf", "torch")
-NOT_ALIGNED = ("pickle", "npz")
+IN_PLACE = ("pickle", "joblib", "npy", "npz", "onnx", "ort", "arrow", "faiss", "skops", "safetensors", "gguf", "torch")
+NOT_ALIGNED = ("pickle", "npz", "skops")
 """Those whose arrays lie anywhere in the file, and stay in it where mapping is asked for."""
 IN_PLACE_ROOM = 48
 """In which, on top of the bare process, a model of any size loads and answers if its weights stay in the file."""

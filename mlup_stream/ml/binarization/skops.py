@@ -173,7 +173,7 @@ def _nodes(members: Members, found: SkopsFile, artifact: Artifact, trusted: list
         shown = [*untrusted[:_SHOWN_TYPES], *(["..."] if len(untrusted) > _SHOWN_TYPES else [])]
         raise ModelBinarizationError(
             f"{artifact.name}: expected types that skops trusts, found {', '.join(shown)}; if you trust them and the file, set"
-            f' binarization_kwargs={{"trusted": {json.dumps(shown)}}}',
+            f""" binarization_kwargs={{"trusted": {json.dumps(shown)}}} (--option 'trusted={json.dumps(shown)}')""",
             path=artifact.path,
             format=Format.SKOPS.value,
             untrusted=tuple(untrusted),
