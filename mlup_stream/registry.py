@@ -282,6 +282,18 @@ ROWS = (
         libraries=(Library("faiss", (1, 13), extra="faiss", distribution="faiss-cpu"),),
         runs_code=("no", "numbers and text"),
     ),
+    FormatSpec(
+        Format.USEARCH,
+        "usearch indexes",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.usearch:UsearchBinarizer", ("usearch",), "USEARCH"),),
+        # Its mark lies behind its vectors, wherever that is.
+        detectors=(Detector("mlup_stream.formats.arrays.usearch:detect", marked=False),),
+        inspector="mlup_stream.formats.arrays.usearch:inspect",
+        nothing_to_gain="usearch maps it as it is",
+        suffixes=(".usearch",),
+        libraries=(Library("usearch", (2, 9), extra="usearch"),),
+        runs_code=("no", "numbers and text"),
+    ),
 )
 
 _MEMORY = Binarizer("mlup_stream.ml.binarization.memory:MemoryBinarizer", ("memory",), "MEMORY")
@@ -324,6 +336,7 @@ class BinarizationType(Enum):
     SKOPS = BINARIZERS["SKOPS"]
     CATBOOST = BINARIZERS["CATBOOST"]
     FAISS = BINARIZERS["FAISS"]
+    USEARCH = BINARIZERS["USEARCH"]
 
 
 def spec_of(format: str) -> FormatSpec:

@@ -110,6 +110,10 @@ def _skops(path: str) -> Any:
     return importlib.import_module("skops.io").load(path, trusted=_TREES)
 
 
+def _usearch(path: str) -> Any:
+    return importlib.import_module("usearch.index").Index.restore(path)
+
+
 def _faiss(path: str) -> Any:
     return importlib.import_module("faiss").read_index(path)
 
@@ -212,6 +216,17 @@ CASES = (
         ("numpy", "pyarrow.feather"),
         ("pyarrow",),
         ask="[memoryview(part.buffers()[1]).cast('f')[-1] for column in model.columns for part in column.chunks]",
+    ),
+    Case(
+        "usearch",
+        "usearch",
+        ".usearch",
+        writers.usearch,
+        _usearch,
+        "Index.restore(path)",
+        ("numpy", "usearch.index"),
+        ("usearch",),
+        ask="model.search(__import__('numpy').ones(768, 'f4'), 3).distances",
     ),
     Case(
         "faiss",

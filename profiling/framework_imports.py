@@ -34,6 +34,7 @@ from mlup_stream.units import MIB, format_bytes
 MODULES = {
     "keras": ("tensorflow", "keras"),
     "safetensors": ("safetensors.numpy",),
+    "usearch": ("usearch.index",),
     "skops": ("skops.io",),
     "sklearn": ("sklearn.ensemble",),  # its largest family of models
 }
@@ -56,6 +57,7 @@ NEEDS = {
     "skops": ("numpy", "joblib", "sklearn"),
     "catboost": ("numpy", "pandas"),
     "faiss": ("numpy",),
+    "usearch": ("numpy",),
     "h5py": ("numpy",),
     "torch": ("numpy",),
     "tensorflow": ("numpy", "h5py", "pandas", "matplotlib"),

@@ -187,6 +187,15 @@ def _faiss(factory: str) -> Callable[[str], None]:
     return write
 
 
+def _usearch(path: str) -> None:
+    import numpy
+    from usearch.index import Index
+
+    index = Index(ndim=4, dtype="f32", connectivity=4)
+    index.add(numpy.arange(60), numpy.random.default_rng(7).standard_normal((60, 4)).astype("f4"))
+    index.save(path)
+
+
 class Kind(NamedTuple):
     """One kind of file: its name's ending, what writes it, and what its library is called."""
 
@@ -202,6 +211,7 @@ KINDS: dict[str, Kind] = {
     "gguf": Kind(".gguf", _gguf, "gguf"),
     "arrow": Kind(".arrow", _arrow(), "pyarrow"),
     **{f"faiss {name}": Kind(".faiss", _faiss(name), "faiss") for name in ("Flat", "IVF4,PQ4x4", "HNSW8,SQ8", "PCA4,IVF4,Flat")},
+    "usearch": Kind(".usearch", _usearch, "usearch"),
     "catboost": Kind(".cbm", _catboost(), "catboost"),
     "catboost classes": Kind(".cbm", _catboost("CatBoostClassifier"), "catboost"),
     "catboost lossguide": Kind(".cbm", _catboost(grow_policy="Lossguide"), "catboost"),
@@ -270,7 +280,7 @@ def _listed(table: Any) -> None:
 def use_of(kind: str) -> Callable[[Any], None]:
     """What is done with a model that was loaded: one of trees predicts, which follows its indices; a table becomes a list."""
     library = KINDS[kind].library
-    if library == "faiss":
+    if library in ("faiss", "usearch"):
         return _search
     if library == "pyarrow":
         return _listed
@@ -301,9 +311,10 @@ def use_of(kind: str) -> Callable[[Any], None]:
 def _search(index: Any) -> None:
     import numpy
 
-    if index.d < 1 << 16:
+    dimensions = index.d if hasattr(index, "d") else index.ndim
+    if dimensions < 1 << 16:
         with contextlib.suppress(Exception):  # which is an answer
-            index.search(numpy.ones((2, index.d), "f4"), 3)
+            index.search(numpy.ones((2, dimensions), "f4"), 3)
 
 
 def library_of(kind: str) -> Callable[[str], Any]:

@@ -282,6 +282,18 @@ def faiss(path: str, size_bytes: int) -> None:
     faiss.write_index(index, path)
 
 
+def usearch(path: str, size_bytes: int) -> None:
+    """Vectors of 768 numbers, as of a text model."""
+    import numpy
+    from usearch.index import Index
+
+    count = max(50, size_bytes // (768 * _ITEM_BYTES + 100))
+    index = Index(ndim=768, dtype="f32", connectivity=8, expansion_add=8)
+    vectors = numpy.random.default_rng(0).standard_normal((count, 768), numpy.float32)
+    index.add(numpy.arange(count), vectors, threads=1)
+    index.save(path)
+
+
 def _keras_model(size_bytes: int) -> Any:
     import keras
 

@@ -173,6 +173,16 @@ KINDS: dict[str, Kind] = {
     "gguf": Kind("m.gguf", by_library("gguf"), "numpy, gguf", SUM_OF_ARRAYS),
     "arrow": Kind("m.arrow", by_library("arrow"), "numpy, pyarrow", SUM_OF_COLUMNS, framework="formats"),
     "skops": Kind("m.skops", by_library("skops_arrays"), "numpy, skops", WIDE_SUM_OF_ARRAYS, framework="formats"),
+    "usearch": Kind(
+        "m.usearch",
+        by_library("usearch"),
+        "numpy, usearch.index",
+        "float(model.search(numpy.ones(768, 'f4'), 5).distances.sum())",
+        deliveries=VIEW_PATH_BYTES,
+        framework="formats",
+        ample=3,
+        quick_bytes=64 * MIB,
+    ),
     "faiss": Kind(
         "m.faiss",
         by_library("faiss"),

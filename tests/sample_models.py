@@ -101,6 +101,13 @@ _WRITERS = {
         skops.io.dump(LogisticRegression().fit(rows, [0, 1, 0, 1]), folder + "/model.skops")
         skops.io.dump({"weights": numpy.arange(1000.0)}, folder + "/deflated.skops", compression=8)
     """,
+    "usearch": """
+        import numpy
+        from usearch.index import Index
+        index = Index(ndim=8, dtype="f16", metric="ip")
+        index.add(numpy.arange(50), numpy.random.default_rng(0).random((50, 8)).astype("f4"))
+        index.save(folder + "/index.usearch")
+    """,
     "faiss": """
         import faiss, numpy
         vectors = numpy.random.default_rng(0).random((100, 8)).astype("f4")
@@ -154,6 +161,7 @@ FORMAT_OF = {
     "model.skops": "skops",
     "deflated.skops": "skops",
     **dict.fromkeys(("flat.faiss", "hnsw.faiss", "lists.faiss", "bits.faiss"), "faiss"),
+    "index.usearch": "usearch",
     "model.cbm": "catboost",
     "model.keras": "keras",
     "model.h5": "keras",

@@ -34,6 +34,7 @@ class Format(str, Enum):
     SKOPS = "skops"
     CATBOOST = "catboost"
     FAISS = "faiss"
+    USEARCH = "usearch"
 
 
 class Binarizer(NamedTuple):

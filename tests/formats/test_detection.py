@@ -505,5 +505,5 @@ def test_only_what_the_first_bytes_ask_for_is_imported(tmp_path: Path) -> None:
     assert found == {
         "pickle": ["frameworks.torch_head", *pickles],
         "gguf": ["arrays.gguf"],
-        "text": ["onnx.head", *pickles],
+        "text": ["arrays.usearch", "onnx.head", *pickles],
     }

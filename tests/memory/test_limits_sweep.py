@@ -33,6 +33,7 @@ FORMATS = (
     "arrow",
     "faiss",
     "skops",
+    "usearch",
     "safetensors",
     "gguf",
     "lightgbm",
@@ -47,9 +48,9 @@ FORMATS = (
 TENSORFLOW = ("keras", "keras-h5", "savedmodel")
 """Each step imports TensorFlow, which takes ten seconds with a machine to itself: more time than a test of others has."""
 
-SLOW = ("npz", "gguf", "skops", "lightgbm", "xgboost")
+SLOW = ("npz", "gguf", "skops", "faiss", "usearch", "lightgbm", "xgboost")
 """What goes the same way as one of the others, or takes seconds for each step: run by `make test-slow`."""
-IN_PLACE = ("pickle", "joblib", "npy", "npz", "onnx", "ort", "arrow", "faiss", "skops", "safetensors", "gguf", "torch")
+IN_PLACE = ("pickle", "joblib", "npy", "npz", "onnx", "ort", "arrow", "faiss", "usearch", "skops", "safetensors", "gguf", "torch")
 NOT_ALIGNED = ("pickle", "npz", "skops")
 """Those whose arrays lie anywhere in the file, and stay in it where mapping is asked for."""
 IN_PLACE_ROOM = 48
