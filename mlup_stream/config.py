@@ -17,7 +17,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Literal
@@ -27,6 +27,7 @@ from mlup_stream.delivery.kinds import MappingMode
 from mlup_stream.errors import ConfigError
 from mlup_stream.memory.budget import Budget
 from mlup_stream.registry import AUTO, binarizer_class, storage_class
+from mlup_stream.trust.policy import Policy, Trust, parse_global
 
 __all__ = [
     "Config",
@@ -69,6 +70,9 @@ class Config:
         memory_limit: `"soft"`, or `"hard"`: an allocation beyond the budget fails, in libraries too.
         memory_ticket: Whether loads of several processes wait for their turn where they would not fit together.
         memory_learned: Whether what a load took is remembered for the next estimate; None leaves it to MLUP_STREAM_LEARNED.
+        trust: `"full"`: a pickle may import and call whatever it names; `"listed"`: what stands on the ready lists of
+            `mlup_stream.trust` and in `trusted_globals`; `"none"`: only formats that carry no code are loaded.
+        trusted_globals: What a file may name beside the ready lists: `["package.module.Name"]`, exact names.
         mapping: `"auto"`, `"read-only"` or `"copy-on-write"`: what a program may do to payloads that stay in the mapped file.
             With `"auto"` it may write to them, and arrays that are not aligned to their items do not stay; else they do.
 
@@ -90,6 +94,8 @@ class Config:
     memory_limit: Literal["soft", "hard"] = "soft"
     memory_ticket: bool = False
     memory_learned: bool | None = None
+    trust: Literal["full", "listed", "none"] | Trust = Trust.FULL
+    trusted_globals: Sequence[str] = ()
     _is_detected: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -115,6 +121,11 @@ class Config:
         """Writes what detection found to `binarization_type`; the next load, of whichever file, detects anew."""
         self.binarization_type = kind
         object.__setattr__(self, "_is_detected", True)
+
+    @property
+    def policy(self) -> Policy:
+        """What `trust` and `trusted_globals` allow a file."""
+        return Policy.of(self.trust, self.trusted_globals)
 
     @property
     def asked_binarization_type(self) -> str | BinarizationType | type[Any]:
@@ -181,6 +192,14 @@ def _binarization(name: str, value: Any) -> Any:
     return value
 
 
+def _globals(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
+        raise _wrong(name, value, 'a list of names, such as ["package.module.Name"]')
+    for each in value:
+        parse_global(each)
+    return tuple(value)
+
+
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "name": _text,
     "version": _text,
@@ -196,6 +215,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "memory_limit": _one_of("soft", "hard"),
     "memory_ticket": _one_of(True, False),
     "memory_learned": _one_of(True, False, None),
+    "trust": _choice(Trust),
+    "trusted_globals": _globals,
 }
 
 

@@ -204,6 +204,20 @@ class CorruptModelError(ModelBinarizationError, ValueError):
     """The file begins like its format and does not go on like it: truncated, garbled, or lengths that lie."""
 
 
+class TrustError(ModelBinarizationError, ValueError):
+    """The file wants what it is not trusted with; nothing of it was imported or called.
+
+    Attributes:
+        module: Of what it names.
+        qualname: Its name there.
+        position: The byte at which it is named; None where that is not known.
+    """
+
+    module: str | None = None
+    qualname: str | None = None
+    position: int | None = None
+
+
 class MissingClassError(ModelBinarizationError, ImportError):
     """A pickle names a class or function that cannot be imported here: `module` and `qualname`."""
 

@@ -6,10 +6,12 @@ holds this list against both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 from mlup_stream.delivery.kinds import MappingMode, Optimize
 from mlup_stream.registry import BinarizationType, StorageType
+from mlup_stream.trust.policy import Trust
 
 __all__ = ["LoadSettings"]
 
@@ -57,3 +59,5 @@ class LoadSettings(_Options, total=False):
     memory_limit: Literal["soft", "hard"]
     memory_ticket: bool
     memory_learned: bool | None
+    trust: Literal["full", "listed", "none"] | Trust
+    trusted_globals: Sequence[str]

@@ -126,6 +126,11 @@ SECTIONS = {
             "estimates.py --size 128MiB --formats torch,lightgbm,xgboost,keras,savedmodel",
         ),
     ),
+    "trust": Section(
+        "What trust costs",
+        "A walk over stand-ins before the first load under the lists; see `trust_cost.py`.",
+        ("trust_cost.py --size 64MiB",),
+    ),
     "tests": Section(
         "Tests with a memory limit",
         "How often a verdict is wrong on a busy machine, and what a limited test costs; see `limited_tests.py`.",

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from mlup_stream.cli.exit_codes import exit_on_error
 from mlup_stream.ml.inspection import inspect
+from mlup_stream.trust.policy import Trust
 from mlup_stream.units import format_bytes
 
 __all__ = ["command", "rendering"]
@@ -28,13 +29,21 @@ _SIZES = "_bytes"
 @click.argument("file", type=click.Path())
 @click.option("--all", "show_all", is_flag=True, help=f"Show lists whole, not their first {_SHOWN_ROWS} entries.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def command(file: str, show_all: bool, as_json: bool) -> None:
+@click.option(
+    "--trust",
+    type=click.Choice([kind.value for kind in Trust]),
+    help="Say what FILE would import and call, and whether a load under this trust would begin; if not, exit with 1.",
+)
+@click.option("--trusted-global", "trusted_globals", metavar="NAME", multiple=True, help="What it may name beside the lists.")
+def command(file: str, show_all: bool, as_json: bool, trust: str | None, trusted_globals: tuple[str, ...]) -> None:
     with exit_on_error():
-        said = inspect(file)
+        said = inspect(file, trust=trust, trusted_globals=trusted_globals)
     if as_json:
         click.echo(json.dumps(said, indent=2))
     else:
         Console().print(rendering(said, None if show_all else _SHOWN_ROWS))
+    if not said.get("safe", True):
+        raise SystemExit(1)
 
 
 def rendering(said: dict[str, Any], rows: int | None = _SHOWN_ROWS) -> RenderableType:

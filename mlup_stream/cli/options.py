@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from mlup_stream.constants import Delivery, MappingMode, Optimize
+from mlup_stream.trust.policy import Trust
 
 __all__ = ["add_load_options", "settings_of"]
 
@@ -49,6 +50,20 @@ _OPTIONS = (
         help="An option of the format's binarizer; may be given more than once.",
     ),
     click.option("--snapshot", is_flag=True, help="Load a private copy of the file."),
+    click.option(
+        "--trust",
+        type=click.Choice([kind.value for kind in Trust]),
+        default="full",
+        show_default=True,
+        help="What a pickle may import and call: all, what is listed, or nothing: no pickle is loaded.",
+    ),
+    click.option(
+        "--trusted-global",
+        "trusted_globals",
+        metavar="NAME",
+        multiple=True,
+        help="A class or function, package.module.Name, that it may name beside those listed; may be given more than once.",
+    ),
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from mlup_stream.delivery.kinds import Delivery, MappingMode, Optimize
 from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.reader import OnWindow
+from mlup_stream.trust.policy import FULL, Policy
 
 __all__ = ["Built", "Terms"]
 
@@ -24,6 +25,7 @@ class Terms:
         options: The binarizer's options: `binarization_kwargs`.
         on_window: Called with the number of bytes that have passed, once per window of whatever is read; what it raises ends the
             load.
+        trust: What the file may import and call, beyond what the format's library refuses by itself.
         planned: Whether a plan made these, rather than a direct call of the binarizer: defaults that a plan makes stricter.
     """
 
@@ -32,6 +34,7 @@ class Terms:
     optimize: Optimize = Optimize.MEMORY
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     on_window: OnWindow | None = None
+    trust: Policy = FULL
     planned: bool = False
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from mlup_stream.delivery.artifact import artifact_of
@@ -13,20 +14,25 @@ from mlup_stream.formats.recognition.inspect import inspect as inspect_in
 from mlup_stream.ml.binarization.detection import detect, findings_of
 from mlup_stream.ml.storage.local_disk import DiskStorage
 from mlup_stream.registry import spec_of
+from mlup_stream.trust.gate import audit
+from mlup_stream.trust.policy import Policy, Trust
 
 __all__ = ["inspect"]
 
 
-def inspect(source: Any) -> dict[str, Any]:
+def inspect(source: Any, *, trust: str | Trust | None = None, trusted_globals: Sequence[str] = ()) -> dict[str, Any]:
     """What the headers of a model say, as a dict that JSON can hold. Imports no framework and builds nothing.
 
     Args:
         source: A path (of a folder too, if there is one model in it), a buffer, a binary file object (left where it stood, if
             it can seek), or a `LoadedFile`.
+        trust: A level of trust, `"listed"` above all: what the file would import and call is looked at, from its first byte to
+            its last, and held against it.
+        trusted_globals: What may be named beside the ready lists.
 
     Returns:
         `file`, `format`, `size_bytes` and `evidence` (what says that it is of this format), then what the format's headers say:
-        types and shapes, versions, inputs and outputs.
+        types and shapes, versions, inputs and outputs; with `trust` also `trust`, `safe`, `refused` and `names`.
 
     Raises:
         ModelNotFoundError, ModelPermissionError, NotAModelFileError: It cannot be opened.
@@ -41,7 +47,8 @@ def inspect(source: Any) -> dict[str, Any]:
         spec = spec_of(detect(artifact))  # the typed errors come from here
         evidence = next((each.evidence for each in findings_of(artifact) if each.spec is spec), "")
         said = {"file": artifact.name, "format": spec.name, "size_bytes": artifact.size_bytes, "evidence": evidence}
-        return {**said, **artifact.header(functools.partial(inspect_in, spec))}
+        said |= artifact.header(functools.partial(inspect_in, spec))
+        return said if trust is None else {**said, **audit(artifact, spec.name, Policy.of(trust, trusted_globals))}
     finally:
         artifact.release()
 

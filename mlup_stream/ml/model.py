@@ -37,7 +37,7 @@ from mlup_stream.memory.reclaim import ReclaimStep, fallen_bytes, give_back
 from mlup_stream.memory.report import MemoryReport
 from mlup_stream.ml.failure import nothing_left_behind
 from mlup_stream.ml.held import Held
-from mlup_stream.ml.plan import LoadPlan, choose_binarizer, plan_load, prepare_binarizer, weigh_load
+from mlup_stream.ml.plan import LoadPlan, check_trusted, choose_binarizer, plan_load, prepare_binarizer, weigh_load
 from mlup_stream.ml.report import LoadReport, Stopwatch
 from mlup_stream.registry import storage_class
 
@@ -118,6 +118,7 @@ class MLupModel:
                 clock.ended("finding")
                 binarizer = choose_binarizer(artifact, self.conf)
                 _spare_in_dev_mode(binarizer, others)
+                check_trusted(binarizer, artifact, self.conf)
                 clock.ended("detecting")
                 prepare_binarizer(binarizer, artifact, self.conf, governor)
                 clock.ended("importing")
@@ -145,6 +146,7 @@ class MLupModel:
             artifact, asked = self._find(others)
             releases.append(artifact.release)
             binarizer = choose_binarizer(artifact, self.conf)
+            check_trusted(binarizer, artifact, self.conf)
             _spare_in_dev_mode(binarizer, others)
             prepare_binarizer(binarizer, artifact, self.conf, governor)
             rows = weigh_load(artifact, asked, binarizer, self.conf, governor)

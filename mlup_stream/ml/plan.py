@@ -103,6 +103,17 @@ def choose_binarizer(artifact: Artifact, conf: Config) -> type[Any]:
     return binarizer
 
 
+def check_trusted(binarizer: type[Any], artifact: Artifact, conf: Config) -> None:
+    """Holds what the file names against `conf.trust`, before any of it is imported; see `mlup_stream.trust.gate`."""
+    policy = conf.policy
+    if policy.is_full:
+        return
+    from mlup_stream.trust.gate import check_trust
+
+    format = getattr(binarizer, "format", None) if issubclass(binarizer, FormatBinarizer) else None
+    check_trust(artifact, format, binarizer.__name__, conf.binarization_kwargs, policy)
+
+
 def prepare_binarizer(binarizer: type[Any], artifact: Artifact, conf: Config, governor: MemoryGovernor) -> None:
     """Imports what the binarizer needs.
 
@@ -115,7 +126,8 @@ def prepare_binarizer(binarizer: type[Any], artifact: Artifact, conf: Config, go
     if not issubclass(binarizer, BaseBinarizer):
         return
     options = conf.binarization_kwargs
-    named = binarizer.named_modules(artifact)
+    policy = conf.policy
+    named = tuple(module for module in binarizer.named_modules(artifact) if policy.allows_module(module))
     with governor.importing((*binarizer.libraries_for(options), *named), name=artifact.name):
         for module in named:
             try:
@@ -173,7 +185,8 @@ def plan_load(
 
 
 def _terms(conf: Config, delivery: Delivery) -> Terms:
-    return Terms(delivery, MappingMode(conf.mapping), Optimize(conf.optimize), conf.binarization_kwargs, planned=True)
+    mapping, optimize = MappingMode(conf.mapping), Optimize(conf.optimize)
+    return Terms(delivery, mapping, optimize, conf.binarization_kwargs, trust=conf.policy, planned=True)
 
 
 def _has_room(governor: MemoryGovernor, size_bytes: int) -> bool:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-__all__ = ["ArrayState", "CannotFollow", "DryUnpickler", "Inert"]
+__all__ = ["ArrayState", "CannotFollow", "DryUnpickler", "Inert", "StandInDType"]
 
 
 class CannotFollow(Exception):
@@ -52,7 +52,7 @@ class _Wrapper(Inert):
         self.state = state
 
 
-class _DType(Inert):
+class StandInDType(Inert):
     """Stands for a dtype.
 
     Attributes:
@@ -80,7 +80,7 @@ def _reconstructor(cls: Any, *arguments: Any) -> Any:
 _STAND_INS: dict[tuple[str, str], Any] = {
     ("joblib.numpy_pickle", "NumpyArrayWrapper"): _Wrapper,
     ("sklearn.externals.joblib.numpy_pickle", "NumpyArrayWrapper"): _Wrapper,  # where scikit-learn had it before 0.23
-    ("numpy", "dtype"): _DType,
+    ("numpy", "dtype"): StandInDType,
     ("copyreg", "_reconstructor"): _reconstructor,
     ("copy_reg", "_reconstructor"): _reconstructor,
 }
@@ -141,7 +141,7 @@ class DryUnpickler(_Standard):  # type: ignore[misc]  # private, and the same fr
         _Standard.load_build(self)
         if isinstance(self.stack[-1], _Wrapper):
             state = self.stack[-1].state
-            if not isinstance(state, dict) or not isinstance(state.get("dtype"), _DType):
+            if not isinstance(state, dict) or not isinstance(state.get("dtype"), StandInDType):
                 raise CannotFollow
             self.array_follows(state)
             self.stack[-1] = Inert()

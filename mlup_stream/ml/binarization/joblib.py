@@ -20,7 +20,7 @@ from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.private_file import private_folder
 from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
-from mlup_stream.errors import ConfigError, CorruptModelError, MLupError, ModelBinarizationError
+from mlup_stream.errors import ConfigError, CorruptModelError, MLupError, ModelBinarizationError, TrustError
 from mlup_stream.extras import require
 from mlup_stream.formats.kinds import Format
 from mlup_stream.formats.pickles.frames import walk
@@ -154,6 +154,12 @@ def _load(file: BinaryIO, artifact: Artifact, terms: Terms, view: View | None) -
             file.seek(0)
         return _unpickle(file, artifact, terms, view, keeps_memo=True)
     except ArraysBeside:
+        if not terms.trust.is_full:
+            raise TrustError(
+                f"{artifact.name}: it is of joblib before 0.10, which only joblib itself reads, and what it runs cannot be held"
+                ' against a list; write it again with a newer joblib, or set trust="full" (--trust full)',
+                path=artifact.path,
+            ) from None
         return Built(_load_before_010(artifact))
 
 
@@ -170,7 +176,7 @@ def _unpickle(file: BinaryIO, artifact: Artifact, terms: Terms, view: View | Non
         file.seek(0)
     placer = Placer(terms, view if unpacked is None else None, file)
     unpickler = JoblibUnpickler(
-        unpacked or file, placer, name=artifact.name, keeps_memo=keeps_memo, native=native, encoding=encoding
+        unpacked or file, placer, name=artifact.name, keeps_memo=keeps_memo, native=native, encoding=encoding, trust=terms.trust
     )
     try:
         with collector_paused():

@@ -136,6 +136,7 @@ def load_payload(file: BinaryIO, artifact: Artifact, terms: Terms, view: View | 
 
     class Unpickler(FindsClasses, InPlaceUnpickler):
         model_name = artifact.name
+        trust = terms.trust
 
     structure = scan(file, artifact.name)
     file.seek(0)
@@ -158,6 +159,7 @@ def _built_of_objects(file: BinaryIO, artifact: Artifact, terms: Terms, structur
 def _load_objects(file: BinaryIO, artifact: Artifact, terms: Terms) -> Any:
     class Unpickler(FindsClasses, pickle.Unpickler):
         model_name = artifact.name
+        trust = terms.trust
 
     checked = CheckedFile(file)
     if checked.size_bytes is not None and checked.size_bytes <= _SCANNED_BYTES:

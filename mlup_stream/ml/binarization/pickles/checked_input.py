@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from mlup_stream.errors import MissingClassError
 from mlup_stream.ml.binarization.pickles.failure import advice_for_class
+from mlup_stream.trust.policy import FULL, Policy, in_python_3, refused
 from mlup_stream.units import MIB
 
 __all__ = ["CheckedFile", "FindsClasses"]
@@ -56,12 +57,18 @@ class FindsClasses:
     Attributes:
         model_name: The file, for the message.
         format_name: What it is, for the message.
+        trust: What the pickle may name. It was followed before (`trust.gate`); this is the second time that it is asked.
     """
 
     model_name: str = "<pickle>"
     format_name: str = "pickle"
+    trust: Policy = FULL
 
     def find_class(self, module: str, name: str, /) -> Any:
+        if not self.trust.is_full:
+            module, name = in_python_3(module, name)
+            if not self.trust.allows(module, name):
+                raise refused(self.model_name, module, name)
         find = super().find_class  # type: ignore[misc]  # the unpickler's
         try:
             return find(module, name)

@@ -19,6 +19,7 @@ from mlup_stream.ml.binarization.pickles.checked_input import FindsClasses
 from mlup_stream.ml.binarization.pickles.joblib_feed import Feed
 from mlup_stream.ml.binarization.pickles.joblib_memo import MemoKeeper
 from mlup_stream.ml.binarization.pickles.placing import Placer
+from mlup_stream.trust.policy import FULL, Policy
 from mlup_stream.units import KIB
 
 __all__ = ["JOBLIB_MODULES", "ArraysBeside", "JoblibUnpickler", "MustKeepMemo"]
@@ -95,6 +96,7 @@ class JoblibUnpickler(_Unpickler):
         keeps_memo: Whether to keep everything that the pickle might ask for, as the standard unpickler does.
         native: Whether arrays of the other byte order are turned into this machine's, as joblib does by default.
         encoding: Of the text that Python 2 wrote, as `pickle.Unpickler` has it.
+        trust: What the file may name.
     """
 
     def __init__(
@@ -106,8 +108,9 @@ class JoblibUnpickler(_Unpickler):
         keeps_memo: bool = False,
         native: bool = True,
         encoding: str = "ASCII",
+        trust: Policy = FULL,
     ) -> None:
-        self.model_name = name
+        self.model_name, self.trust = name, trust
         self._file: Any = file
         self._placer = placer
         self._native = native
