@@ -172,7 +172,14 @@ KINDS: dict[str, Kind] = {
     ),
     "gguf": Kind("m.gguf", by_library("gguf"), "numpy, gguf", SUM_OF_ARRAYS),
     "arrow": Kind("m.arrow", by_library("arrow"), "numpy, pyarrow", SUM_OF_COLUMNS, framework="formats"),
-    "skops": Kind("m.skops", by_library("skops_arrays"), "numpy, skops", WIDE_SUM_OF_ARRAYS, framework="formats"),
+    "skops": Kind(
+        "m.skops",
+        by_library("skops_arrays"),
+        "numpy, skops",
+        WIDE_SUM_OF_ARRAYS,
+        framework="formats",
+        quick_bytes=128 * MIB,
+    ),
     "usearch": Kind(
         "m.usearch",
         by_library("usearch"),
