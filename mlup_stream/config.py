@@ -73,6 +73,8 @@ class Config:
         trust: `"full"`: a pickle may import and call whatever it names; `"listed"`: what stands on the ready lists of
             `mlup_stream.trust` and in `trusted_globals`; `"none"`: only formats that carry no code are loaded.
         trusted_globals: What a file may name beside the ready lists: `["package.module.Name"]`, exact names.
+        sha256: The digest that the file has to have, 64 hexadecimal digits; `"beside"`: the one that `NAME.sha256` or
+            `SHA256SUMS` beside it says. Of the file alone, not of shards or external data.
         mapping: `"auto"`, `"read-only"` or `"copy-on-write"`: what a program may do to payloads that stay in the mapped file.
             With `"auto"` it may write to them, and arrays that are not aligned to their items do not stay; else they do.
 
@@ -96,6 +98,7 @@ class Config:
     memory_learned: bool | None = None
     trust: Literal["full", "listed", "none"] | Trust = Trust.FULL
     trusted_globals: Sequence[str] = ()
+    sha256: str | None = None
     _is_detected: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -200,6 +203,14 @@ def _globals(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _digest(name: str, value: Any) -> str | None:
+    from mlup_stream.trust.digest import parse_digest
+
+    if value is not None and not isinstance(value, str):
+        raise _wrong(name, value, "a text of 64 hexadecimal digits, 'beside', or None")
+    return None if value is None else parse_digest(value)
+
+
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "name": _text,
     "version": _text,
@@ -217,6 +228,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "memory_learned": _one_of(True, False, None),
     "trust": _choice(Trust),
     "trusted_globals": _globals,
+    "sha256": _digest,
 }
 
 

@@ -204,6 +204,18 @@ class CorruptModelError(ModelBinarizationError, ValueError):
     """The file begins like its format and does not go on like it: truncated, garbled, or lengths that lie."""
 
 
+class IntegrityError(ModelLoadError, ValueError):
+    """The content is not the one that somebody has vouched for. Nothing was built of it.
+
+    Attributes:
+        expected: The SHA-256 that was given or lies beside it, in hexadecimal digits; None where there is none.
+        found: That of the content.
+    """
+
+    expected: str | None = None
+    found: str | None = None
+
+
 class TrustError(ModelBinarizationError, ValueError):
     """The file wants what it is not trusted with; nothing of it was imported or called.
 

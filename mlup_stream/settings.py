@@ -61,3 +61,4 @@ class LoadSettings(_Options, total=False):
     memory_learned: bool | None
     trust: Literal["full", "listed", "none"] | Trust
     trusted_globals: Sequence[str]
+    sha256: str | None

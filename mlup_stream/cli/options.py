@@ -57,6 +57,7 @@ _OPTIONS = (
         show_default=True,
         help="What a pickle may import and call: all, what is listed, or nothing: no pickle is loaded.",
     ),
+    click.option("--sha256", metavar="DIGEST", help="What FILE has to have; `beside`: what FILE.sha256 or SHA256SUMS says."),
     click.option(
         "--trusted-global",
         "trusted_globals",

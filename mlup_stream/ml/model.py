@@ -40,6 +40,7 @@ from mlup_stream.ml.held import Held
 from mlup_stream.ml.plan import LoadPlan, check_trusted, choose_binarizer, plan_load, prepare_binarizer, weigh_load
 from mlup_stream.ml.report import LoadReport, Stopwatch
 from mlup_stream.registry import storage_class
+from mlup_stream.trust.digest import check_digest
 
 __all__ = ["MLupModel"]
 
@@ -115,6 +116,8 @@ class MLupModel:
                 size_bytes = artifact.size_bytes
                 if self.conf.snapshot:
                     artifact = artifact.snapshot()
+                if self.conf.sha256 is not None:
+                    check_digest(artifact, self.conf.sha256)
                 clock.ended("finding")
                 binarizer = choose_binarizer(artifact, self.conf)
                 _spare_in_dev_mode(binarizer, others)
