@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from mlup_stream.formats.listing import listed
-from mlup_stream.formats.onnx.ort import describe, is_ort, read_ort
 from mlup_stream.formats.peek import Peek
 from mlup_stream.formats.source import Source
 
@@ -103,7 +102,9 @@ def detect_ort(peek: Peek) -> str | None:
 
 
 def inspect(given: Any, name: str) -> dict[str, Any]:
+    # Not imported for detection.
     from mlup_stream.formats.onnx.layout import walk
+    from mlup_stream.formats.onnx.ort import describe, is_ort, read_ort
 
     with Source(given, name) as source:
         if is_ort(source):
