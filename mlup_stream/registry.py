@@ -294,6 +294,17 @@ ROWS = (
         libraries=(Library("usearch", (2, 9), extra="usearch"),),
         runs_code=("no", "numbers and text"),
     ),
+    FormatSpec(
+        Format.TFLITE,
+        "TensorFlow Lite (LiteRT)",
+        binarizers=(Binarizer("mlup_stream.ml.binarization.tflite:TfliteBinarizer", ("tflite", "litert"), "TFLITE"),),
+        detectors=(Detector("mlup_stream.formats.frameworks.tflite:detect", (b"TFL3",), 4),),
+        inspector="mlup_stream.formats.frameworks.tflite:inspect",
+        nothing_to_gain="the interpreter maps it as it is",
+        suffixes=(".tflite",),
+        libraries=(Library("ai_edge_litert", (1, 2), extra="tflite", distribution="ai-edge-litert"),),
+        runs_code=("the model's own graph, when it is asked", "a graph is code for its runtime"),
+    ),
 )
 
 _MEMORY = Binarizer("mlup_stream.ml.binarization.memory:MemoryBinarizer", ("memory",), "MEMORY")
@@ -337,6 +348,7 @@ class BinarizationType(Enum):
     CATBOOST = BINARIZERS["CATBOOST"]
     FAISS = BINARIZERS["FAISS"]
     USEARCH = BINARIZERS["USEARCH"]
+    TFLITE = BINARIZERS["TFLITE"]
 
 
 def spec_of(format: str) -> FormatSpec:

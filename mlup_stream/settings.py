@@ -31,6 +31,7 @@ class _Options(TypedDict, total=False):
     framework: str
     map_location: Any
     model_class: str
+    num_threads: int
     params: dict[str, Any]
     provider_options: Any
     providers: Any

@@ -110,6 +110,12 @@ def _skops(path: str) -> Any:
     return importlib.import_module("skops.io").load(path, trusted=_TREES)
 
 
+def _tflite(path: str) -> Any:
+    interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter(path)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
 def _usearch(path: str) -> Any:
     return importlib.import_module("usearch.index").Index.restore(path)
 
@@ -216,6 +222,20 @@ CASES = (
         ("numpy", "pyarrow.feather"),
         ("pyarrow",),
         ask="[memoryview(part.buffers()[1]).cast('f')[-1] for column in model.columns for part in column.chunks]",
+    ),
+    Case(
+        "tflite",
+        "tflite",
+        ".tflite",
+        writers.tflite,
+        _tflite,
+        "Interpreter(path)",
+        ("numpy", "ai_edge_litert.interpreter"),
+        ("ai-edge-litert",),
+        ask=(
+            "(model.set_tensor(0, __import__('numpy').ones(model.get_input_details()[0]['shape'], 'f4')), model.invoke(),"
+            " model.get_tensor(model.get_output_details()[0]['index'])[0])[2]"
+        ),
     ),
     Case(
         "usearch",

@@ -250,7 +250,7 @@ def _hdf5() -> bytes:
     return superblock + header + newer
 
 
-def _flatbuffer(root: dict[int, Any], identifier: bytes = bytes(4)) -> bytes:
+def flatbuffer(root: dict[int, Any], identifier: bytes = bytes(4)) -> bytes:
     """A flatbuffer of tables as `{field: value}`: numbers as their bytes, text, lists of these, vectors as `(count, bytes)`."""
     out = bytearray(4) + identifier
 
@@ -299,7 +299,7 @@ def _orts() -> tuple[bytes, ...]:
     graph = {0: [tensor, {0: "words", 3: struct.pack("<i", 8), 5: ["a", "b"]}], 2: nodes, 5: ["x"], 6: ["y"]}
     opsets = [{0: "", 1: struct.pack("<q", 17)}, {0: "com.microsoft", 1: struct.pack("<q", 1)}]
     model = {0: struct.pack("<q", 8), 1: opsets, 2: "by hand", 3: "1", 7: graph}
-    return (_flatbuffer({0: "6", 1: model}, b"ORTM"), _flatbuffer({0: "6", 1: {7: {}}}, b"ORTM"), _flatbuffer({}, b"ORTM"))
+    return (flatbuffer({0: "6", 1: model}, b"ORTM"), flatbuffer({0: "6", 1: {7: {}}}, b"ORTM"), flatbuffer({}, b"ORTM"))
 
 
 def _arrows() -> tuple[bytes, ...]:
@@ -309,7 +309,7 @@ def _arrows() -> tuple[bytes, ...]:
         return struct.pack("<q", value)
 
     def message(kind: int, header: dict[int, Any], body: bytes) -> tuple[int, bytes]:
-        metadata = _flatbuffer({0: struct.pack("<h", 4), 1: bytes([kind]), 2: header, 3: number(len(body))})
+        metadata = flatbuffer({0: struct.pack("<h", 4), 1: bytes([kind]), 2: header, 3: number(len(body))})
         metadata += bytes(-len(metadata) % 8)
         head = b"\xff\xff\xff\xff" + struct.pack("<I", len(metadata)) + metadata
         return len(head), head + body
@@ -337,7 +337,7 @@ def _arrows() -> tuple[bytes, ...]:
             places[kind] += struct.pack("<qi4xq", len(out), size_bytes, len(content))
             out += data
         blocks = {kind: (len(place) // 24, place) for kind, place in places.items()}
-        footer = _flatbuffer({0: struct.pack("<h", 4), 1: schema, **blocks})
+        footer = flatbuffer({0: struct.pack("<h", 4), 1: schema, **blocks})
         return out + footer + struct.pack("<I", len(footer)) + b"ARROW1"
 
     stream = b"".join(message(*each)[1] for each in [(1, schema, b""), *messages]) + b"\xff\xff\xff\xff" + bytes(4)

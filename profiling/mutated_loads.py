@@ -196,6 +196,12 @@ def _usearch(path: str) -> None:
     index.save(path)
 
 
+def _tflite(path: str) -> None:
+    import writers
+
+    writers.tflite(path, 2048)
+
+
 class Kind(NamedTuple):
     """One kind of file: its name's ending, what writes it, and what its library is called."""
 
@@ -211,6 +217,7 @@ KINDS: dict[str, Kind] = {
     "gguf": Kind(".gguf", _gguf, "gguf"),
     "arrow": Kind(".arrow", _arrow(), "pyarrow"),
     **{f"faiss {name}": Kind(".faiss", _faiss(name), "faiss") for name in ("Flat", "IVF4,PQ4x4", "HNSW8,SQ8", "PCA4,IVF4,Flat")},
+    "tflite": Kind(".tflite", _tflite, "ai_edge_litert"),
     "usearch": Kind(".usearch", _usearch, "usearch"),
     "catboost": Kind(".cbm", _catboost(), "catboost"),
     "catboost classes": Kind(".cbm", _catboost("CatBoostClassifier"), "catboost"),
@@ -280,6 +287,8 @@ def _listed(table: Any) -> None:
 def use_of(kind: str) -> Callable[[Any], None]:
     """What is done with a model that was loaded: one of trees predicts, which follows its indices; a table becomes a list."""
     library = KINDS[kind].library
+    if library == "ai_edge_litert":
+        return _invoke
     if library in ("faiss", "usearch"):
         return _search
     if library == "pyarrow":
@@ -317,12 +326,18 @@ def _search(index: Any) -> None:
             index.search(numpy.ones((2, dimensions), "f4"), 3)
 
 
+def _invoke(interpreter: Any) -> None:
+    with contextlib.suppress(Exception):  # which is an answer
+        interpreter.invoke()
+
+
 def library_of(kind: str) -> Callable[[str], Any]:
     """The library's own call."""
     import formats
 
     library = KINDS[kind].library
     names = {"onnxruntime": "onnx", "pyarrow": "arrow", "skops": "skops-arrays", "safetensors": "safetensors-numpy"}
+    names["ai_edge_litert"] = "tflite"
     return formats.case_named(kind if library == "numpy" else names.get(library, library)).library
 
 

@@ -294,6 +294,31 @@ def usearch(path: str, size_bytes: int) -> None:
     index.save(path)
 
 
+def tflite(path: str, size_bytes: int) -> None:
+    """A chain of products with square matrices, by hand: the converter is a part of TensorFlow."""
+    import numpy
+    from fuzz_seeds import flatbuffer
+
+    width = 1024 if size_bytes >= _LARGE_BYTES else 16
+    layers = max(2, size_bytes // (width * width * _ITEM_BYTES))
+    weights = numpy.random.default_rng(0).standard_normal((layers, width, width), numpy.float32) / numpy.float32(math.sqrt(width))
+
+    def numbers(*given: int) -> tuple[int, bytes]:
+        return len(given), struct.pack(f"<{len(given)}i", *given)
+
+    rows = [{0: numbers(1, width), 2: bytes(4), 3: f"h{layer}"} for layer in range(layers + 1)]
+    matrices = [{0: numbers(width, width), 2: struct.pack("<I", layer + 1), 3: f"w{layer}"} for layer in range(layers)]
+    nodes = [
+        {1: numbers(layer, layers + 1 + layer, -1), 2: numbers(layer + 1), 3: b"\x08", 4: {0: b"\1"}} for layer in range(layers)
+    ]
+    graph = {0: rows + matrices, 1: numbers(0), 2: numbers(layers), 3: nodes, 4: "main"}
+    buffers = [{}, *({0: (each.nbytes, each.tobytes())} for each in weights)]
+    fully_connected = {0: b"\x09", 2: struct.pack("<i", 1), 3: struct.pack("<i", 9)}
+    with open(path, "wb") as file:
+        model = {0: struct.pack("<I", 3), 1: [fully_connected], 2: [graph], 3: "by hand", 4: buffers}
+        file.write(flatbuffer(model, b"TFL3"))
+
+
 def _keras_model(size_bytes: int) -> Any:
     import keras
 

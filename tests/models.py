@@ -150,6 +150,11 @@ SUM_OF_WEIGHTS = "float(sum(float(each.numpy().sum()) for each in model.variable
 # Without the copy that `numpy()` makes of each, for which a limit that just held the model has no room.
 SUM_OF_VARIABLES = "float(sum(float(numpy.asarray(memoryview(each.read_value())).sum()) for each in model.variables))"
 
+TFLITE_ANSWER = (
+    "(model.set_tensor(0, numpy.ones(model.get_input_details()[0]['shape'], 'f4')), model.invoke(),"
+    " float(model.get_tensor(model.get_output_details()[0]['index']).sum()))[2]"
+)
+
 PATH_AND_BYTES = ("path", "bytes")
 VIEW_PATH_BYTES = ("view", "path", "bytes")
 
@@ -179,6 +184,15 @@ KINDS: dict[str, Kind] = {
         WIDE_SUM_OF_ARRAYS,
         framework="formats",
         quick_bytes=128 * MIB,
+    ),
+    "tflite": Kind(
+        "m.tflite",
+        by_library("tflite"),
+        "numpy, ai_edge_litert.interpreter",
+        TFLITE_ANSWER,
+        deliveries=VIEW_PATH_BYTES,
+        framework="formats",
+        quick_bytes=64 * MIB,
     ),
     "usearch": Kind(
         "m.usearch",

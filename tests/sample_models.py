@@ -14,6 +14,8 @@ from child import run_child
 
 __all__ = ["FORMAT_OF", "write_models"]
 
+_PROFILING = str(Path(__file__).resolve().parent.parent / "profiling")
+
 _WRITERS = {
     "numpy": """
         import pickle, numpy
@@ -101,6 +103,12 @@ _WRITERS = {
         skops.io.dump(LogisticRegression().fit(rows, [0, 1, 0, 1]), folder + "/model.skops")
         skops.io.dump({"weights": numpy.arange(1000.0)}, folder + "/deflated.skops", compression=8)
     """,
+    "ai_edge_litert": """
+        import sys
+        sys.path.append(profiling)
+        import writers
+        writers.tflite(folder + "/model.tflite", 2048)
+    """,
     "usearch": """
         import numpy
         from usearch.index import Index
@@ -161,6 +169,7 @@ FORMAT_OF = {
     "model.skops": "skops",
     "deflated.skops": "skops",
     **dict.fromkeys(("flat.faiss", "hnsw.faiss", "lists.faiss", "bits.faiss"), "faiss"),
+    "model.tflite": "tflite",
     "index.usearch": "usearch",
     "model.cbm": "catboost",
     "model.keras": "keras",
@@ -175,5 +184,5 @@ def write_models(folder: Path, *frameworks: str) -> None:
     for framework, code in _WRITERS.items():
         if (not frameworks or framework in frameworks) and importlib.util.find_spec(framework):
             quietly = "import warnings\nwarnings.simplefilter('ignore')\n"
-            run_child(quietly + textwrap.dedent(code) + "\nanswer(True)", folder=str(folder))
+            run_child(quietly + textwrap.dedent(code) + "\nanswer(True)", folder=str(folder), profiling=_PROFILING)
 

@@ -35,6 +35,7 @@ class Format(str, Enum):
     CATBOOST = "catboost"
     FAISS = "faiss"
     USEARCH = "usearch"
+    TFLITE = "tflite"
 
 
 class Binarizer(NamedTuple):

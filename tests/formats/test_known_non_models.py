@@ -75,7 +75,6 @@ NODE = field(1, b"input") + field(2, b"Placeholder") + field(5, field(1, b"dtype
         ('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "error page", "OpenVINO"),
         ('{\n  "features_info":\n  {"float_features": []}}', "CatBoost", "configuration of"),
         (b"\x1c\0\0\0ET12" + bytes(100), "ExecuTorch", "zeros"),
-        (b"\x1c\0\0\0TFL3" + bytes(100), "TensorFlow Lite", "zeros"),
         ('model_checkpoint_path: "model.ckpt-100"\n', "checkpoints", "script"),
         (bytes(100) + b"\x57\xfb\x80\x8b\x24\x75\x47\xdb", "TensorFlow checkpoint", "zeros"),
         ('{"weight_map": {"a": "tf_model-00001-of-00002.h5"}}', "a model in several files", "tokenizer"),

@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 WINDOW_BYTES = 1 * MIB
-FIRST_USE_BYTES = {"catboost": 2 * MIB, "lightgbm": 2 * MIB, "xgboost": 6 * MIB}
+FIRST_USE_BYTES = {"catboost": 2 * MIB, "tflite": 2 * MIB, "lightgbm": 2 * MIB, "xgboost": 6 * MIB}
 """What a library allocates when it is first used, once: its threads, its kernels."""
 INTERPRETER_SLACK_BYTES = 4 * MIB  # of the allocator's arenas and the kernel's per-CPU counters
 

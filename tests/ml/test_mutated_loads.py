@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("resource") is None, reason="the children have limits of POSIX")
 
-RARE = ("pyarrow", "skops", "catboost", "faiss", "usearch")
+RARE = ("pyarrow", "skops", "catboost", "faiss", "usearch", "ai_edge_litert")
 LIBRARIES = ("numpy", "safetensors", "gguf", "onnxruntime", "lightgbm", "xgboost", "torch", *RARE)
 MARKS = {"torch": pytest.mark.torch, **dict.fromkeys(RARE, pytest.mark.formats)}
 MUTATIONS = 200

@@ -2,7 +2,7 @@
 
 Sources: each format's own magic number (fastText's 793712314, TensorRT's `ptrt` and `ftrt`; CTranslate2's version and the name
 of its specification); what TorchServe's archiver, PaddlePaddle, spaCy, H2O, LIBSVM and ncnn write; the Git LFS pointer
-specification, version 1; the file identifiers of flatbuffers, at offset 4 (`TFL3`, `ET12`); CoreML's `Model.proto`,
+specification, version 1; the file identifiers of flatbuffers, at offset 4 (`ET12`); CoreML's `Model.proto`,
 TensorFlow's `saved_model.proto` and `graph.proto`, and the footer of its tables (`table/format.h`); what `dump_model` of
 LightGBM and XGBoost and `to_json` of Keras write.
 """
@@ -96,7 +96,6 @@ _BEGINNINGS = (
         rb'\s*\{\s*"(?:ctr_data|features_info)"\s*:',
         "a CatBoost model in JSON; load it with CatBoost().load_model(path, format='json') and save it as .cbm",
     ),
-    (rb".{4}TFL3", f"a TensorFlow Lite model; {_NO_BINARIZER}"),
     (rb".{4}ET\d\d", _read_by("an ExecuTorch program", "executorch.runtime")),
     (rb"[pf]trt", _read_by("a TensorRT engine, built for one kind of GPU", "tensorrt.Runtime")),
     (rb"\xba\x16\x4f\x2f", _read_by("a fastText model", "fasttext.load_model")),
