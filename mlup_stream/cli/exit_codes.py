@@ -10,6 +10,8 @@
 | 5 | the format's library is not installed |
 | 6 | the file is damaged |
 | 7 | it does not fit into the memory budget |
+| 8 | the file wants what it is not trusted with, or is not the one that was vouched for |
+| 9 | `doctor` found something wrong |
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from collections.abc import Iterator
 
 from mlup_stream import errors
 
-__all__ = ["BUDGET_EXCEEDED", "exit_on_error"]
+__all__ = ["BUDGET_EXCEEDED", "NOT_TRUSTED", "SOMETHING_WRONG", "exit_on_error"]
 
-BUDGET_EXCEEDED = 7
+BUDGET_EXCEEDED, NOT_TRUSTED, SOMETHING_WRONG = 7, 8, 9
 
 _CODES: tuple[tuple[type[errors.MLupError], int], ...] = (
     (errors.ModelNotFoundError, 3),
@@ -34,6 +36,8 @@ _CODES: tuple[tuple[type[errors.MLupError], int], ...] = (
     (errors.CorruptModelError, 6),
     (errors.NotAModelFileError, 6),
     (errors.MemoryBudgetExceeded, BUDGET_EXCEEDED),
+    (errors.TrustError, NOT_TRUSTED),
+    (errors.IntegrityError, NOT_TRUSTED),
 )
 
 

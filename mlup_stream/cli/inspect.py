@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlup_stream.cli.exit_codes import exit_on_error
+from mlup_stream.cli.exit_codes import NOT_TRUSTED, exit_on_error
 from mlup_stream.ml.inspection import inspect
 from mlup_stream.trust.policy import Trust
 from mlup_stream.units import format_bytes
@@ -32,7 +32,7 @@ _SIZES = "_bytes"
 @click.option(
     "--trust",
     type=click.Choice([kind.value for kind in Trust]),
-    help="Say what FILE would import and call, and whether a load under this trust would begin; if not, exit with 1.",
+    help="Say what FILE would import and call, and whether a load under this trust would begin; if not, exit with 8.",
 )
 @click.option("--trusted-global", "trusted_globals", metavar="NAME", multiple=True, help="What it may name beside the lists.")
 def command(file: str, show_all: bool, as_json: bool, trust: str | None, trusted_globals: tuple[str, ...]) -> None:
@@ -43,7 +43,7 @@ def command(file: str, show_all: bool, as_json: bool, trust: str | None, trusted
     else:
         Console().print(rendering(said, None if show_all else _SHOWN_ROWS))
     if not said.get("safe", True):
-        raise SystemExit(1)
+        raise SystemExit(NOT_TRUSTED)
 
 
 def rendering(said: dict[str, Any], rows: int | None = _SHOWN_ROWS) -> RenderableType:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "run"]
 
-SUBCOMMANDS = ("inspect", "learned", "load", "pack", "plan")
+SUBCOMMANDS = ("doctor", "inspect", "learned", "load", "pack", "plan")
 
 
 def main() -> NoReturn:
