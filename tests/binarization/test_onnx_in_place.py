@@ -527,9 +527,10 @@ def test_an_older_onnxruntime_reads_the_file_itself(tmp_path: Path, monkeypatch:
 
 def test_abilities_are_those_of_the_version() -> None:
     """By number, not by text; and the installed one is the imported one."""
-    assert Abilities.of("1.9.0") == Abilities.of("1.20.1") == Abilities(False, False)
-    assert Abilities.of("1.21.0") == Abilities(True, False)
-    assert Abilities.of("1.31.0") == Abilities.of("2.0") == Abilities(True, True)
+    assert Abilities.of("1.9.0") == Abilities.of("1.20.1") == Abilities(False, False, False)
+    assert Abilities.of("1.21.0") == Abilities(True, False, False)
+    assert Abilities.of("1.26.0") == Abilities(True, False, True)
+    assert Abilities.of("1.31.0") == Abilities.of("2.0") == Abilities(True, True, True)
     assert installed_abilities() == Abilities.of(onnxruntime.__version__)
 
 
