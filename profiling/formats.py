@@ -110,6 +110,10 @@ def _skops(path: str) -> Any:
     return importlib.import_module("skops.io").load(path, trusted=_TREES)
 
 
+def _gensim(path: str) -> Any:
+    return importlib.import_module("gensim.models").KeyedVectors.load(path)
+
+
 def _tflite(path: str) -> Any:
     interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter(path)
     interpreter.allocate_tensors()
@@ -222,6 +226,17 @@ CASES = (
         ("numpy", "pyarrow.feather"),
         ("pyarrow",),
         ask="[memoryview(part.buffers()[1]).cast('f')[-1] for column in model.columns for part in column.chunks]",
+    ),
+    Case(
+        "gensim",
+        "pickle",
+        ".kv",
+        writers.gensim,
+        _gensim,
+        "KeyedVectors.load(path)",
+        ("numpy", "gensim.models"),
+        ("gensim",),
+        ask="model.vectors[:: len(model) - 1, 0]",
     ),
     Case(
         "tflite",

@@ -35,6 +35,7 @@ MODULES = {
     "keras": ("tensorflow", "keras"),
     "safetensors": ("safetensors.numpy",),
     "usearch": ("usearch.index",),
+    "gensim": ("gensim.models",),
     "ai_edge_litert": ("ai_edge_litert.interpreter",),
     "skops": ("skops.io",),
     "sklearn": ("sklearn.ensemble",),  # its largest family of models
@@ -58,6 +59,7 @@ NEEDS = {
     "skops": ("numpy", "joblib", "sklearn"),
     "catboost": ("numpy", "pandas"),
     "faiss": ("numpy",),
+    "gensim": ("numpy",),
     "usearch": ("numpy",),
     "ai_edge_litert": ("numpy",),
     "h5py": ("numpy",),

@@ -319,6 +319,18 @@ def tflite(path: str, size_bytes: int) -> None:
         file.write(flatbuffer(model, b"TFL3"))
 
 
+def gensim(path: str, size_bytes: int) -> None:
+    """Vectors of words; where they are many, in a file beside the pickle."""
+    import numpy
+    from gensim.models import KeyedVectors
+
+    count = max(10, size_bytes // (600 * _ITEM_BYTES))
+    vectors = KeyedVectors(600)
+    numbers = numpy.random.default_rng(0).standard_normal((count, 600), numpy.float32)
+    vectors.add_vectors([f"word{i}" for i in range(count)], numbers)
+    vectors.save(path, sep_limit=0)
+
+
 def _keras_model(size_bytes: int) -> Any:
     import keras
 

@@ -28,6 +28,7 @@ from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.ml.binarization.pickles.checked_input import CheckedFile, FindsClasses
 from mlup_stream.ml.binarization.pickles.collector import collector_paused
 from mlup_stream.ml.binarization.pickles.failure import explained
+from mlup_stream.ml.binarization.pickles.gensim_files import with_side_files, with_side_files_estimated
 from mlup_stream.ml.binarization.pickles.structure import structure_of
 from mlup_stream.units import KIB
 
@@ -73,23 +74,24 @@ class PickleBinarizer(FormatBinarizer):
     def estimate(cls, artifact: Artifact, terms: Terms) -> Estimate | None:
         from mlup_stream.ml.binarization.pickles.pickle_estimate import estimate_of
 
-        return estimate_of(artifact, terms, in_place=lambda structure: _is_mostly_payload(structure, terms))
+        found = estimate_of(artifact, terms, in_place=lambda structure: _is_mostly_payload(structure, terms))
+        return found and with_side_files_estimated(found, artifact.header(structure_of).names, artifact, terms)
 
     @classmethod
     def from_file(cls, file: BinaryIO, artifact: Artifact, terms: Terms) -> Built:
         structure = artifact.header(structure_of).structure
         if _is_mostly_payload(structure, terms):
-            return load_payload(file, artifact, terms, None)
-        return _built_of_objects(file, artifact, terms, structure)
+            return with_side_files(load_payload(file, artifact, terms, None), artifact, terms)
+        return with_side_files(_built_of_objects(file, artifact, terms, structure), artifact, terms)
 
     @classmethod
     def from_view(cls, view: View, artifact: Artifact, terms: Terms) -> Built:
         structure = artifact.header(structure_of).structure
         if _is_mostly_payload(structure, terms):
             with view.open_structure() as file:
-                return load_payload(file, artifact, terms, view)
+                return with_side_files(load_payload(file, artifact, terms, view), artifact, terms)
         with view.open() as file:
-            return _built_of_objects(file, artifact, terms, structure)
+            return with_side_files(_built_of_objects(file, artifact, terms, structure), artifact, terms)
 
     @classmethod
     def arrays_writable(cls, terms: Terms) -> bool | None:
