@@ -37,6 +37,10 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
         "ort": _orts(),
         "arrow": _arrows(),
         "skops": _skops(),
+        "catboost": _catboosts(),
+        "faiss": _faisses(),
+        "usearch": _usearches(),
+        "tflite": _tflites(),
         "others": _others(),
     }
 
@@ -342,6 +346,64 @@ def _arrows() -> tuple[bytes, ...]:
 
     stream = b"".join(message(*each)[1] for each in [(1, schema, b""), *messages]) + b"\xff\xff\xff\xff" + bytes(4)
     return (file(messages), file(messages[1:2]), file([]), stream)
+
+
+def _numbers(kind: str, *given: float) -> tuple[int, bytes]:
+    return len(given), struct.pack(f"<{len(given)}{kind}", *given)
+
+
+def _catboosts() -> tuple[bytes, ...]:
+    """Symmetric trees, trees that are not, and trees of categories with a table behind them."""
+    floats = [{1: struct.pack("<i", 0), 3: _numbers("f", 0.5, 0.75)}]
+    trees = {0: struct.pack("<i", 1), 1: _numbers("i", 0, 1), 2: _numbers("i", 1, 1), 3: _numbers("i", 0, 1), 5: floats}
+    trees |= {8: _numbers("d", 1, 2, 3, 4), 9: _numbers("d", 1, 1, 1, 1)}
+    steps = {1: _numbers("i", 0, 0, 0), 2: _numbers("i", 3), 3: _numbers("i", 0), 8: _numbers("d", 1, 2)}
+    steps |= {10: (3, struct.pack("<6H", 1, 2, 0, 0, 0, 0)), 11: _numbers("I", 9, 0, 1)}
+    base = {0: {0: _numbers("i", 0)}, 1: b"\0"}
+    of_categories = {4: [{1: struct.pack("<i", 0)}], 7: [{0: {0: base}, 1: _numbers("f", 0.5)}], 1: _numbers("i", 0, 2)}
+    table = flatbuffer({0: base, 1: (24, struct.pack("<QIQI", 2**64 - 1, 0, 7, 0)), 2: (8, bytes(8)), 4: struct.pack("<i", 2)})
+
+    def file(fields: dict[int, Any], *parts: str, behind: bytes = b"") -> bytes:
+        core = flatbuffer({0: "FlabuffersModel_v1", 1: fields, 2: [{0: "params", 1: "{}"}], 3: list(parts)})
+        return b"CBM1" + struct.pack("<I", len(core)) + core + behind
+
+    behind = struct.pack("<II", 1, len(table)) + table
+    return (file(trees), file(trees | steps), file(trees | of_categories, "static_provider_v1", behind=behind))
+
+
+def _faisses() -> tuple[bytes, ...]:
+    """Vectors, with ids too; lists of product codes with their quantizer; vectors of bits."""
+
+    def head(code: bytes, dimensions: int, vectors: int) -> bytes:
+        return struct.pack("<4siqqqBi", code, dimensions, vectors, 1 << 20, 1 << 20, 1, 1)
+
+    flat = head(b"IxF2", 2, 2) + struct.pack("<Q4f", 4, 1, 2, 3, 4)
+    codes = struct.pack("<2Q", 2, 1) + flat + b"\0" + struct.pack("<QBQ3Q", 0, 1, 1, 2, 1, 4) + struct.pack("<Q2f", 2, 1, 2)
+    with_ids = head(b"IxMp", 2, 2) + flat + struct.pack("<3Q", 2, 7, 8)
+    bits = struct.pack("<4siiqBi", b"IBxF", 8, 1, 2, 1, 1) + struct.pack("<Q2B", 2, 1, 2)
+    return (flat, with_ids, head(b"IwPQ", 2, 2) + codes, bits)
+
+
+def _usearches() -> tuple[bytes, ...]:
+    """Two vectors, and none; with counts of 4 bytes and of 8."""
+
+    def file(kind: str, count: int) -> bytes:
+        rows = struct.pack(f"<2{kind}", count, 8) + struct.pack("<2f", 1, 2) * count
+        head = struct.pack("<7s3H4BQQQB", b"usearch", 2, 26, 6, 99, 11, 14, 15, count, 0, 2, 0).ljust(64, b"\0")
+        graph = struct.pack("<5Q", count, 2, 2, 0, 0) + struct.pack("<h", 0) * count
+        return rows + head + graph + b"".join(struct.pack("<QhI2I", i, 0, 1, 1 - i, 0) for i in range(count))
+
+    return (file("I", 2), file("Q", 2), file("I", 0))
+
+
+def _tflites() -> tuple[bytes, ...]:
+    """A product, and a graph whose tensors lie in no buffer."""
+    tensors = [{0: _numbers("i", 1, 2), 3: "x"}, {0: _numbers("i", 2, 2), 2: struct.pack("<I", 1), 3: "w"}, {3: "y"}]
+    node = {1: _numbers("i", 0, 1, -1), 2: _numbers("i", 2)}
+    graph = {0: tensors, 1: _numbers("i", 0), 2: _numbers("i", 2), 3: [node], 4: "main"}
+    signature = {0: [{0: "x"}], 2: "serving_default"}
+    model = {0: struct.pack("<I", 3), 2: [graph], 3: "by hand", 4: [{}, {0: (16, bytes(range(16)))}], 7: [signature]}
+    return (flatbuffer(model, b"TFL3"), flatbuffer({2: [{0: tensors[:1]}]}, b"TFL3"))
 
 
 def _skops() -> tuple[bytes, ...]:

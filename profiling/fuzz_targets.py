@@ -175,6 +175,36 @@ def _arrow(data: bytes, given: Any) -> str:
     return f"{table.container}, {table.codec or 'as it is'}, {min(table.batches, 2)} batches"
 
 
+def _catboost(data: bytes, given: Any) -> str:
+    model = _of("trees.catboost", "read_model")(given)
+    for vector in (model.sizes, model.starts, model.splits, model.packed, model.steps, model.leaf_ids):
+        _hold(vector.start >= 0 and vector.start + 4 * vector.size <= len(data), "a vector within the file")
+    for vector in (model.leaves, model.weights):
+        _hold(vector.start >= 0 and vector.start + 8 * vector.size <= len(data), "a vector within the file")
+    for table in model.tables:
+        _hold(table.hashes.start + 12 * table.hashes.size <= len(data), "a table within the file")
+        _hold(0 <= table.values <= len(data), "no more values than there is room for")
+    return f"{min(model.sizes.size, 2)} trees, {min(len(model.tables), 2)} tables, {bool(model.steps.size)}"
+
+
+def _faiss(data: bytes, given: Any) -> str:
+    index = _of("arrays.faiss", "read_index")(given)
+    _hold(index.private_bytes is None or index.private_bytes >= 0, "no negative size")
+    return f"{index.code if index.private_bytes is not None else 'another'}, lists {index.lists is not None}"
+
+
+def _usearch(data: bytes, given: Any) -> str:
+    index = _of("arrays.usearch", "read_index")(given)
+    _hold(index.nodes_at <= len(data), "the levels within the file")
+    return f"{min(index.nodes, 2)} nodes, known {index.is_known}"
+
+
+def _tflite(data: bytes, given: Any) -> str:
+    model = _of("frameworks.tflite", "read_model")(given)
+    _hold(0 <= model.weights_bytes <= len(data) and model.working_bytes >= 0, "weights within the file")
+    return f"{min(model.nodes, 2)} nodes, weights {model.weights_bytes > 0}"
+
+
 def _skops(data: bytes, given: Any) -> str:
     found = _of("frameworks.skops", "read_skops")(io.BytesIO(data) if given is data else given, "input")
     _hold(found.nodes <= 1032 * len(data), "a node takes a byte or more, unpacked")
@@ -204,8 +234,15 @@ TARGETS: dict[str, Target] = {
     "skops": Target(("skops",), ("frameworks.skops", "zip", "npy", "npz"), _skops),
     "arrow": Target(("arrow",), ("flatbuffers", "arrays.arrow"), _arrow, passes=64),
     "ort": Target(("ort",), ("flatbuffers", "onnx.ort"), _ort, passes=64),
+    "catboost": Target(("catboost",), ("flatbuffers", "trees.catboost"), _catboost, passes=64),
+    "faiss": Target(("faiss",), ("arrays.faiss",), _faiss),
+    "usearch": Target(("usearch",), ("arrays.usearch",), _usearch),
+    "tflite": Target(("tflite",), ("flatbuffers", "frameworks.tflite"), _tflite, passes=64),
     "detect": Target(
-        ("pickle", "joblib", "onnx", "zip", "safetensors", "safetensors index", "npy", "gguf", "ort", "arrow", "skops", "others"),
+        (
+            *("pickle", "joblib", "onnx", "zip", "safetensors", "safetensors index", "npy", "gguf", "ort", "arrow", "skops"),
+            *("catboost", "faiss", "usearch", "tflite", "others"),
+        ),
         ("detect",),
         _detect,
         _LZMA_BYTES,

@@ -178,7 +178,7 @@ def _faiss(factory: str) -> Callable[[str], None]:
         import faiss
         import numpy
 
-        vectors = numpy.random.default_rng(7).standard_normal((300, 8)).astype("f4")
+        vectors = numpy.random.default_rng(7).standard_normal((24, 8)).astype("f4")
         index = faiss.index_factory(8, factory)
         index.train(vectors)
         index.add(vectors)
