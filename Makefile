@@ -7,7 +7,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 # Two at a time, a file's tests in one process: every measurement is of a fresh child anyway.
 PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help demo test test-slow test-torch test-tensorflow test-formats test-remote test-serving test-versions test-all lint clean
+.PHONY: help demo test test-slow test-torch test-tensorflow test-formats test-serving test-versions test-all lint clean
 
 help:
 	@echo "make demo             install, then load two real models through every delivery and compare"
@@ -16,8 +16,8 @@ help:
 	@echo "make test-torch       the tests that need torch"
 	@echo "make test-tensorflow  the tests that need TensorFlow and Keras"
 	@echo "make test-formats     the tests of the formats whose libraries bring many others: Arrow, skops, CatBoost, faiss, usearch, LiteRT, gensim"
-	@echo "make test-remote      the tests with real servers of files"
-	@echo "make test-serving     the tests with pools, workers and real web servers"
+	@echo "make      the tests with real servers of files"
+	@echo "make test-serving     the tests with what reads the metrics of a pool"
 	@echo "make test-versions    the wheel, the import and the unpickler on each Python that is found"
 	@echo "make lint             ruff and mypy, on callers too"
 	@echo "make test-all         all of these, as .ci/run does"
@@ -52,10 +52,6 @@ $(VENV)-formats/.formats: pyproject.toml
 	$(VENV)-formats/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test,test-formats]"
 	@touch $@
 
-$(VENV)/.remote: $(VENV)/.test
-	$(PIP) -e ".[test-remote]"
-	@touch $@
-
 $(VENV)/.serving: $(VENV)/.test
 	$(PIP) -e ".[test-serving]"
 	@touch $@
@@ -64,7 +60,7 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/python profiling/demo.py
 
 test: $(VENV)/.test
-	$(PYTEST) -m "not torch and not tensorflow and not slow and not formats and not remote and not serving"
+	$(PYTEST) -m "not torch and not tensorflow and not slow and not formats and not serving"
 
 test-slow: $(VENV)/.test $(VENV)-formats/.formats
 	$(PYTEST) -m "slow and not formats"
@@ -79,9 +75,6 @@ test-tensorflow: $(VENV)/.tensorflow
 test-formats: $(VENV)-formats/.formats
 	$(VENV)-formats/bin/python -m pytest -n 2 --dist loadfile -m "formats and not slow"
 
-test-remote: $(VENV)/.remote
-	$(PYTEST) -m remote
-
 test-serving: $(VENV)/.serving
 	$(PYTEST) -m serving
 
@@ -93,7 +86,7 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -q -n 0 tests/test_typing.py
 
-test-all: lint test test-slow test-torch test-tensorflow test-formats test-remote test-serving test-versions
+test-all: lint test test-slow test-torch test-tensorflow test-formats test-serving test-versions
 
 clean:
 	rm -rf $(VENV) .venv-* build dist *.egg-info

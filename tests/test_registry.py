@@ -94,7 +94,7 @@ def test_the_extras_of_the_distribution_are_those_of_the_rows() -> None:
         assert wanted <= declared[extra] <= known, extra
     (everything,) = declared["all"]
     assert set(everything.partition("[")[2].rstrip("]").split(",")) == named
-    assert set(declared) - {"test", "test-formats", "test-remote", "test-serving"} == {*named, "all", "lint"}
+    assert set(declared) - {"test", "test-formats", "test-serving"} == {*named, "all", "lint"}
 
 
 def test_an_unknown_format_or_library_is_a_typed_error() -> None:
