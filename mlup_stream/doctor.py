@@ -18,7 +18,7 @@ from mlup_stream.delivery.files import checked_stat
 from mlup_stream.delivery.map_trouble import map_trouble
 from mlup_stream.entries import ENVIRONMENT, is_remembering
 from mlup_stream.errors import LoadError
-from mlup_stream.extras import LIBRARIES
+from mlup_stream.extras import LIBRARIES, is_too_old
 from mlup_stream.memory import allocator, proc
 from mlup_stream.memory.budget import available
 from mlup_stream.memory.cgroup import memory_cgroups
@@ -177,8 +177,7 @@ def _libraries() -> Iterator[Finding]:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        numbers = tuple(int(part) for part in version.split(".")[: len(library.minimum)] if part.isdigit())
-        if library.minimum and numbers < library.minimum:
+        if is_too_old(version, library.minimum):
             wanted = ".".join(map(str, library.minimum))
             yield Finding("libraries", WRONG, f"{name} {version} is older than {wanted}", f"pip install {library.to_install}")
             continue
@@ -196,10 +195,13 @@ def _file(path: str) -> Iterator[Finding]:
     except LoadError as error:
         yield Finding("file", WRONG, str(error), "")
         return
-    kind = file_system_of(path) or "a file system that cannot be told"
-    trouble = map_trouble(path) if os.path.isfile(path) else None
+    kind = file_system_of(path)
+    trouble = map_trouble(path)
     if trouble is not None:
         yield Finding("file", NOTE, f"{path}: {trouble}", "deliveries that copy are chosen; a copy on a local disk can be mapped")
+    elif not kind:
+        text = f"{path}: on which file system it lies cannot be told, so neither can whether a map of it is safe"
+        yield Finding("file", NOTE, text, 'choose delivery="stream" if it is a network\'s or FUSE')
     else:
         yield Finding("file", GOOD, f"{path}: lies on {kind}, where a map is safe and shared by every process that maps it")
     if os.path.isfile(path) and os.access(path, os.W_OK) and not _is_root():

@@ -18,7 +18,7 @@ from mlup_stream.formats.kinds import Library
 from mlup_stream.plugins import plugged_in
 from mlup_stream.registry import ROWS
 
-__all__ = ["LIBRARIES", "library", "require"]
+__all__ = ["LIBRARIES", "is_too_old", "library", "require"]
 
 _OF_NO_FORMAT = (
     Library("sklearn", (1, 3), extra="sklearn", distribution="scikit-learn"),
@@ -65,10 +65,15 @@ def require(module: str, needed_for: str) -> ModuleType:
         if isinstance(error, ImportError) and _is_absent(error, root):
             why = "is not installed"
         raise MissingDependencyError(f"{needed_for} need {wanted}, which {why}; {paste}", extra=known.extra, name=root) from error
-    numbers = tuple(int(part) for part in re.findall(r"\d+", found)[: len(minimum)])
-    if numbers and numbers < minimum:
+    if is_too_old(found, minimum):
         raise MissingDependencyError(f"{needed_for} need {wanted}, found {found}; {paste}", extra=known.extra, name=root)
     return imported
+
+
+def is_too_old(version: str, minimum: tuple[int, ...]) -> bool:
+    """Whether `version` is before `minimum`; a pre-release counts as its release, and a version without a number is not."""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[: len(minimum)])
+    return bool(numbers) and numbers < minimum
 
 
 def _version_of(module: ModuleType) -> str:

@@ -29,6 +29,9 @@ def command(file: str | None, as_json: bool) -> None:
         click.echo(json.dumps(as_dict(findings), indent=2))
     else:
         table = Table.grid(padding=(0, 2))
+        table.add_column()
+        table.add_column()
+        table.add_column(overflow="fold")  # a path that is cut off cannot be looked at
         for each in findings:
             hint = f"; {each.to_do}" if each.to_do else ""
             table.add_row(each.about, Text(each.state, style=_STYLES.get(each.state, "yellow")), Text(f"{each.text}{hint}"))

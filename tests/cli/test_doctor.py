@@ -13,6 +13,7 @@ import pytest
 from child import run_child
 
 from mlup_stream import doctor
+from mlup_stream.delivery import map_trouble
 from mlup_stream.doctor import GOOD, NOTE, WRONG, Finding, examine
 
 
@@ -109,3 +110,38 @@ def test_an_old_library_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = next(each for each in found if each.text.startswith("numpy"))
     assert (wrong.state, wrong.text) == (WRONG, "numpy 0.0.1 is older than 1.24")
     assert wrong.to_do.startswith("pip install ")
+
+
+@pytest.mark.parametrize(("version", "state"), [("1.27rc1", GOOD), ("1.23rc1", WRONG), ("2.4.6+local", GOOD)])
+def test_a_pre_release_is_as_old_as_its_release(version: str, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version that a load would take is not called wrong, which would keep a container from starting."""
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: version)
+    assert next(each for each in examine() if each.text.startswith("numpy ")).state == state
+
+
+@pytest.mark.parametrize(("kind", "words"), [("", "cannot be told"), ("nfs4", "nfs4"), ("fuse.s3fs", "fuse.s3fs")])
+@pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
+def test_a_map_is_called_safe_only_where_that_is_known(
+    tmp_path: Path, kind: str, words: str, is_folder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither on a network's or FUSE file system nor where none can be told, and of a folder as of a file."""
+    path = tmp_path if is_folder else tmp_path / "model.npy"
+    if not is_folder:
+        path.write_bytes(b"x")
+        path.chmod(0o400)
+    for module in (doctor, map_trouble):
+        monkeypatch.setattr(module, "file_system_of", lambda path: kind)
+    (found,) = (each for each in examine(path) if each.about == "file")
+    assert found.state == NOTE
+    assert words in found.text
+    assert "safe and shared" not in found.text
+    assert found.to_do
+
+
+def test_no_path_is_cut_off_at_80_columns(tmp_path: Path) -> None:
+    """Where a limit is set, and which file is meant, are there whole, in however many lines."""
+    folder = tmp_path / ("deep" * 40)
+    folder.mkdir()
+    said = _doctor(str(folder), COLUMNS="80").stdout
+    assert "\u2026" not in said
+    assert str(folder) in "".join(line.rsplit("  ", 1)[-1] for line in map(str.strip, said.splitlines()))
