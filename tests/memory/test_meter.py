@@ -221,18 +221,19 @@ def test_a_sample_raises_the_lower_end() -> None:
 def test_a_mark_that_cannot_be_set_back_is_exact_only_if_the_interval_raised_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the reset an older, higher mark says nothing of this interval, and the peak says so."""
     monkeypatch.setattr(proc, "reset_high_water", lambda: False)
-    marks = iter([500 * MIB, 500 * MIB])
+    older_bytes = 1 << 40  # more than any process of this suite has
+    marks = iter([older_bytes, older_bytes])
     monkeypatch.setattr(meter, "_high_water_bytes", lambda: next(marks))
     peak = PeakMeter().start().stop()
     assert not peak.rss_exact
     assert peak.rss_bytes is not None
-    assert peak.rss_bytes < 500 * MIB
+    assert peak.rss_bytes < older_bytes
     assert "could not be set back" in peak.source
 
-    marks = iter([500 * MIB, 600 * MIB])
+    marks = iter([older_bytes, older_bytes + MIB])
     peak = PeakMeter().start().stop()
     assert peak.rss_exact
-    assert peak.rss_bytes == 600 * MIB
+    assert peak.rss_bytes == older_bytes + MIB
 
 
 def test_a_mark_older_than_an_interval_is_not_handed_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
