@@ -223,6 +223,7 @@ class Pool(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
+@pytest.mark.slow
 def test_any_order_of_steps_from_any_thread_leaves_what_it_should() -> None:
     """See the module's first lines; the steps that fail are printed as a program."""
     run_state_machine_as_test(Pool, settings=FEW)
