@@ -94,8 +94,13 @@ def parse_global(text: str) -> tuple[str, str]:
     return module, name
 
 
+_WITHOUT_PACKAGE = {"_loss": "sklearn._loss._loss"}
+"""What scikit-learn up to 1.7 names a compiled module of its own. By that name alone a file in the working folder could be meant."""
+
+
 def in_python_3(module: str, name: str) -> tuple[str, str]:
-    """What Python 3 calls what Python 2 wrote, as the unpickler translates it."""
+    """What Python 3 calls what Python 2 wrote, as the unpickler translates it, and a module by its whole name."""
+    module = _WITHOUT_PACKAGE.get(module, module)
     found = _compat_pickle.NAME_MAPPING.get((module, name))
     if found is not None:
         return found
