@@ -385,14 +385,16 @@ class ModelPool:
         self._begin_anew()
         self._dropped.clear()
         for entry in self._entries.values():
-            if entry.copy is not None and not entry.copy.ml.safe_after_fork:
+            if entry.copy is not None:
                 _not_to_end_here.append(entry.copy)
             entry.copy, entry.loading = None, None
 
 
 _pools: weakref.WeakSet[ModelPool] = weakref.WeakSet()
 _not_to_end_here: list[Copy] = []
-"""Models of a parent whose library would wait, on their end, for threads that a forked child does not have."""
+"""A parent's models, which end with the child: when a session ends, onnxruntime waits for threads that a child does not have.
+
+They lie in pages that are the parent's too."""
 
 
 def _forked() -> None:

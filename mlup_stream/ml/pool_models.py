@@ -45,7 +45,6 @@ class PoolModel(MLupModel):
         self._pool_governor = governor
         self._make_room = make_room
         self._alone = True
-        self.safe_after_fork = True
 
     def _governor(self) -> MemoryGovernor:
         conf, pool = self.conf, self._pool_governor
@@ -61,7 +60,6 @@ class PoolModel(MLupModel):
     def _build(self, plan: LoadPlan, artifact: Artifact, *arguments: Any) -> tuple[Held, Any, Any]:
         found = super()._build(plan, artifact, *arguments)
         self._alone = plan.admission.running.alone
-        self.safe_after_fork = getattr(plan.binarizer, "safe_after_fork", False)
         return found
 
     @property

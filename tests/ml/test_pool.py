@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from child import run_child
+from onnx_models import build
 
 import mlup_stream as mlup
 from mlup_stream import errors
@@ -410,6 +411,31 @@ def test_a_forked_child_starts_empty_and_may_finish_what_it_held(small: dict[str
         """,
         models=small,
     ) == [0, 1, 0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_does_not_wait_for_the_threads_of_a_session(tmp_path: Path) -> None:
+    """onnxruntime joins its threads when a session ends, and a child has none of them: each of eight children ends by itself."""
+    path = build(tmp_path / "model.onnx")
+    assert run_child(
+        """
+        import os, signal
+        import mlup_stream as mlup
+        pool = mlup.ModelPool({"m": path})
+        pool.warm()
+        codes = []
+        for _ in range(8):
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+            signal.alarm(5)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            signal.alarm(0)
+        answer(codes)
+        """,
+        path=str(path),
+    ) == [0] * 8
 
 
 def test_a_pool_is_not_pickled(small: dict[str, str]) -> None:

@@ -36,8 +36,6 @@ class BaseBinarizer(metaclass=abc.ABCMeta):
     """The deliveries that it accepts, the cheapest in memory first."""
     calls_what_it_names: ClassVar[bool] = True
     """Whether building calls what the file names, which may take memory that no header tells of."""
-    safe_after_fork: ClassVar[bool] = True
-    """Whether a model that was loaded before a fork answers in the child, and ends there: its library keeps no threads."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """The modules that `prepare` imports, so that what their import takes can be weighed before."""
 
