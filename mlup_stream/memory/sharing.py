@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
 
 from mlup_stream.memory.proc import read_file
 
@@ -67,9 +66,3 @@ def file_maps(process: int | str = "self") -> tuple[FileMaps, ...]:
             deleted = path.endswith(_DELETED)
             now = found.setdefault((device, inode), FileMaps(path.removesuffix(_DELETED), device, inode, deleted=deleted))
     return tuple(found.values())
-
-
-def together(maps: Iterable[FileMaps]) -> tuple[int, int]:
-    """RSS and PSS of several, in bytes."""
-    maps = tuple(maps)
-    return sum(each.rss_bytes for each in maps), sum(each.pss_bytes for each in maps)

@@ -95,7 +95,7 @@ def parse_global(text: str) -> tuple[str, str]:
 
 
 _WITHOUT_PACKAGE = {"_loss": "sklearn._loss._loss"}
-"""What scikit-learn up to 1.7 names a compiled module of its own. By that name alone a file in the working folder could be meant."""
+"""What scikit-learn up to 1.7 calls a compiled module of its own. By that name a file in the working folder could be meant."""
 
 
 def in_python_3(module: str, name: str) -> tuple[str, str]:

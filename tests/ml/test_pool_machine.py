@@ -115,9 +115,8 @@ class Pool(RuleBasedStateMachine):
                 assert taken.predict(X=X) == (self.answers[name], X)
 
     @rule(name=NAMES)
-    @precondition(lambda self: len(self.held) < 3)
     def hold(self, name: str) -> None:
-        taken = self._take(name)
+        taken = self._take(name) if len(self.held) < 3 else None
         if taken is not None:
             self.held.append((taken, taken.model, taken.model.value))
 
