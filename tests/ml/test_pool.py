@@ -23,6 +23,10 @@ from mlup_stream.constants import LoadedFile
 from mlup_stream.ml.storage.base import BaseStorage
 from mlup_stream.units import MIB
 
+# Each in a process of its own: a pool's budget counts all private memory of the process, and what earlier tests have left is let
+# go of at any moment.
+pytestmark = pytest.mark.limit_anon("1 GiB")
+
 PRIVATE_BYTES = 8 * MIB
 """What a model of `write` keeps of private memory; while it is loaded it takes as much again."""
 

@@ -223,11 +223,13 @@ class Pool(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
+@pytest.mark.limit_anon("1 GiB")  # in a process of its own, as the other tests of pools
 def test_any_order_of_steps_from_any_thread_leaves_what_it_should() -> None:
     """See the module's first lines; the steps that fail are printed as a program."""
     run_state_machine_as_test(Pool, settings=FEW)
 
 
+@pytest.mark.limit_anon("1 GiB")
 def test_a_pool_with_no_room_says_so_in_the_machine_too(tmp_path: Path) -> None:
     """The machine's budget is one in which models are evicted, and refused when three are held: or it would show nothing."""
     for name in "abcd":
