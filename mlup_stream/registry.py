@@ -85,6 +85,7 @@ ROWS = (
         suffixes=(".npy",),
         libraries=(_NUMPY,),
         runs_code=('only with `binarization_kwargs={"allow_pickle": True}`', "object arrays are pickles"),
+        code_options=(("allow_pickle", True),),
     ),
     FormatSpec(
         Format.NPZ,
@@ -96,6 +97,7 @@ ROWS = (
         suffixes=(".npz",),
         libraries=(_NUMPY,),
         runs_code=('only with `binarization_kwargs={"allow_pickle": True}`', "object arrays are pickles"),
+        code_options=(("allow_pickle", True),),
     ),
     FormatSpec(
         Format.ONNX,
@@ -158,6 +160,7 @@ ROWS = (
         suffixes=(".pt", ".pth", ".ckpt", ".bin", ".bin.index.json"),
         libraries=(Library("torch", (2, 1), extra="torch"),),
         runs_code=("with `weights_only=False`, yes", "the format is a program for the unpickler"),
+        code_options=(("weights_only", False),),
     ),
     FormatSpec(
         Format.TORCHSCRIPT,
@@ -204,6 +207,7 @@ ROWS = (
             Library("h5py", (3, 8), extra="tensorflow"),
         ),
         runs_code=("only what Keras allows; Lambda layers need its own switch", "`safe_mode` is Keras's default and is left on"),
+        code_options=(("safe_mode", False), ("custom_objects", None)),
     ),
     FormatSpec(
         Format.SAVED_MODEL,

@@ -111,6 +111,8 @@ class FormatSpec:
         suffixes: How its files are called. A name makes a file a candidate in a folder, and breaks ties; it decides nothing else.
         libraries: What it needs, the first of all what builds its models.
         runs_code: Whether loading runs code that the file chooses, and why, for `docs/security.md`.
+        code_options: The options of its binarizers by which the library is told to run what the file brings, each with the value
+            that says so; None is any.
         origin: The distribution and entry point that the row came from; empty for this package's.
     """
 
@@ -124,12 +126,18 @@ class FormatSpec:
     suffixes: tuple[str, ...] = ()
     libraries: tuple[Library, ...] = ()
     runs_code: tuple[str, str] = ("", "")
+    code_options: tuple[tuple[str, Any], ...] = ()
     origin: str = ""
 
     @property
     def name(self) -> str:
         """The format's name as a plain `str`."""
         return name_of(self.format)
+
+    @property
+    def is_program(self) -> bool:
+        """Whether loading it runs what the file chooses whatever the options are."""
+        return self.runs_code[0].startswith("yes")
 
 
 def name_of(format: str) -> str:

@@ -7,14 +7,13 @@ name against the policy once more.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlup_stream.delivery.artifact import Artifact
 from mlup_stream.delivery.checked_once import checked_once
 from mlup_stream.errors import CorruptModelError, TrustError
-from mlup_stream.formats.kinds import Format
+from mlup_stream.formats.kinds import Format, FormatSpec
 from mlup_stream.formats.peek import Peek
 from mlup_stream.formats.pickles.compressed_head import unpacked_head
 from mlup_stream.formats.pickles.dry_unpickler import CannotFollow
@@ -26,8 +25,6 @@ __all__ = ["audit", "check_trust"]
 
 _VERSION = 1
 _GOVERNED = (Format.PICKLE, Format.JOBLIB)
-_SWITCHES: dict[str, Any] = {"allow_pickle": True, "weights_only": False, "safe_mode": False, "custom_objects": ...}
-"""The options by which a library is told to run what a file brings; `...` is any value."""
 
 
 def check_trust(artifact: Artifact, format: str | None, binarizer: str, options: Mapping[str, Any], policy: Policy) -> None:
@@ -46,27 +43,9 @@ def check_trust(artifact: Artifact, format: str | None, binarizer: str, options:
     """
     if policy.is_full or artifact.is_model:
         return
-    level = policy.level.value
-    for name, value in _SWITCHES.items():
-        if name in options and (value is ... or options[name] == value) and options[name] is not None:
-            raise TrustError(
-                f"{artifact.name}: {name}={options[name]!r} lets the file run code, which trust={level!r} does not; leave it out,"
-                f"{IF_YOU_TRUST}",
-                path=artifact.path,
-            )
-    runs_code = spec_of(format).runs_code[0] if format is not None else f"yes, for all that is known of {binarizer}"
-    if not runs_code.startswith("yes"):
-        return
-    if policy.level is Trust.NONE or format not in _GOVERNED:
-        what = f"of the format {spec_of(format).name}" if format is not None else f"built by {binarizer}"
-        listed = ' set trust="listed" (--trust listed), which loads what names only known classes,' if format in _GOVERNED else ""
-        raise TrustError(
-            f"{artifact.name}: it is {what}, which can run code that the file chooses, and trust={level!r} loads none such;"
-            f"{listed}{IF_YOU_TRUST if listed else ' set' + IF_YOU_TRUST[3:]}",
-            path=artifact.path,
-            format=format,
-        )
-    checked_once(artifact, f"trust {_VERSION} {policy.digest}", lambda: _check_pickle(artifact, policy))
+    _check_format(artifact, None if format is None else spec_of(format), binarizer, options, policy)
+    if format in _GOVERNED:
+        checked_once(artifact, f"trust {_VERSION} {policy.digest}", lambda: _check_pickle(artifact, policy))
 
 
 def audit(artifact: Artifact, format: str, policy: Policy) -> dict[str, Any]:
@@ -77,18 +56,12 @@ def audit(artifact: Artifact, format: str, policy: Policy) -> dict[str, Any]:
         of a pickle, each name in it with the byte at which it is first and whether it is listed.
     """
     names: dict[tuple[str, str], int] = {}
-
-    def note(module: str, name: str, at: int) -> None:
-        names.setdefault(in_python_3(module, name), at)
-
-    refusal = ""
-    if format in _GOVERNED and artifact.is_rewindable:
-        with contextlib.suppress(Abused, CannotFollow, CorruptModelError), artifact.open() as file:
-            follow_globals(file, note, artifact.name)
-    try:
-        check_trust(artifact, format, format, {}, policy)
-    except (TrustError, CorruptModelError) as error:
-        refusal = str(error)
+    refusal = _refusal_of(lambda: _check_format(artifact, spec_of(format), format, {}, policy))
+    if format in _GOVERNED:
+        walked = _refusal_of(lambda: _check_pickle(artifact, policy, names))  # for the names, whatever the format is
+        refusal = refusal or walked
+    if policy.is_full:
+        refusal = ""
     listed = [
         {"name": f"{module}.{name}", "position": at, "listed": policy.is_listed(module, name)}
         for (module, name), at in names.items()
@@ -96,37 +69,90 @@ def audit(artifact: Artifact, format: str, policy: Policy) -> dict[str, Any]:
     return {"trust": policy.level.value, "safe": not refusal, "refused": refusal, "names": listed}
 
 
-def _check_pickle(artifact: Artifact, policy: Policy) -> None:
+def _refusal_of(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except (TrustError, CorruptModelError) as error:
+        return str(error)
+    return ""
+
+
+def _check_format(
+    artifact: Artifact, spec: FormatSpec | None, binarizer: str, options: Mapping[str, Any], policy: Policy
+) -> None:
+    level = policy.level.value
+    for name, value in spec.code_options if spec is not None else ():
+        if options.get(name) is not None and (value is None or options[name] == value):
+            raise TrustError(
+                f"{artifact.name}: {name}={options[name]!r} lets the file run code, which trust={level!r} does not; leave it out,"
+                f" or {IF_YOU_TRUST}",
+                path=artifact.path,
+            )
+    is_governed = spec is not None and spec.format in _GOVERNED
+    if (spec is not None and not spec.is_program) or (is_governed and policy.level is not Trust.NONE):
+        return
+    what = f"of the format {spec.name}" if spec is not None else f"built by {binarizer}"
+    to_do = 'trust="listed" (--trust listed), which loads what names only known classes, or ' if is_governed else ""
+    raise TrustError(
+        f"{artifact.name}: it is {what}, which can run code that the file chooses, and trust={level!r} loads none such;"
+        f" set {to_do}{IF_YOU_TRUST}",
+        path=artifact.path,
+        format=None if spec is None else spec.format,
+    )
+
+
+def _check_pickle(artifact: Artifact, policy: Policy, names: dict[tuple[str, str], int] | None = None) -> None:
+    """Follows the file.
+
+    Args:
+        artifact: The file.
+        policy: What it may name.
+        names: Filled with all that it names, each with the byte at which it is first; without, the first that may not be ends it.
+    """
     if not artifact.is_rewindable:
         raise TrustError(f"{artifact.name}: a stream that cannot go back cannot be checked before it is loaded; give a file")
+    first: list[TrustError] = []
+
+    def named(module: str, name: str, at: int) -> None:
+        module, name = in_python_3(module, name)
+        if names is not None:
+            names.setdefault((module, name), at)
+        if not policy.allows(module, name):
+            first.append(refused(artifact.name, module, name, at))
+            if names is None:
+                raise first[0]
+
     with artifact.open() as file:
         with Peek(file) as peek:
             is_compressed = unpacked_head(peek) is not None
         if is_compressed:
             raise TrustError(
                 f"{artifact.name}: it is compressed, and is checked before anything is built only where it is not; unpack it with"
-                f" `mlup-stream pack`,{IF_YOU_TRUST}",
+                f" `mlup-stream pack`, or {IF_YOU_TRUST}",
                 path=artifact.path,
             )
-
-        def named(module: str, name: str, at: int) -> None:
-            if not policy.allows(*in_python_3(module, name)):
-                raise refused(artifact.name, *in_python_3(module, name), at)
-
         file.seek(0)
         try:
             follow_globals(file, named, artifact.name)
         except Abused as error:
             what, at = error.args
-            raise TrustError(
-                f"{artifact.name}: at byte {at} it has {what}, which trust={policy.level.value!r} does not load;"
-                f" set{IF_YOU_TRUST[3:]}",
-                path=artifact.path,
-                position=at,
-            ) from error
+            first.append(
+                TrustError(
+                    f"{artifact.name}: at byte {at} it has {what}, which trust={policy.level.value!r} does not load;"
+                    f" set {IF_YOU_TRUST}",
+                    path=artifact.path,
+                    position=at,
+                )
+            )
+            raise first[0] from error
         except CannotFollow as error:
-            raise TrustError(
-                f"{artifact.name}: what it does cannot be followed without doing it ({error or 'unusual'}), so that it cannot be"
-                f" checked; set{IF_YOU_TRUST[3:]}",
-                path=artifact.path,
-            ) from error
+            first.append(
+                TrustError(
+                    f"{artifact.name}: what it does cannot be followed without doing it ({error or 'unusual'}), so that it cannot"
+                    f" be checked; set {IF_YOU_TRUST}",
+                    path=artifact.path,
+                )
+            )
+            raise first[0] from error
+    if first:
+        raise first[0]

@@ -18,7 +18,7 @@ from mlup_stream.trust.ready import ready_globals
 
 __all__ = ["FULL", "IF_YOU_TRUST", "Policy", "Trust", "in_python_3", "parse_global", "refused"]
 
-IF_YOU_TRUST = ' or trust="full" (--trust full), if you trust whoever made the file'
+IF_YOU_TRUST = 'trust="full" (--trust full), if you trust whoever made the file'
 """How the messages end."""
 
 _GLOBAL = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -112,7 +112,8 @@ def refused(file: str, module: str, name: str, position: int | None = None) -> T
     where = f" at byte {position}" if position is not None else ""
     return TrustError(
         f"{file}: it names {module}.{name}{where}, which is on no list of what a model may import and call; nothing of it was"
-        f' imported. If you trust it, set trusted_globals=["{module}:{name}"] (--trusted-global {module}:{name}),{IF_YOU_TRUST}',
+        f' imported. If you trust it, set trusted_globals=["{module}:{name}"] (--trusted-global {module}:{name}), or'
+        f" {IF_YOU_TRUST}",
         path=file,
         module=module,
         qualname=name,
