@@ -14,14 +14,13 @@ import shutil
 import tempfile
 import threading
 import traceback
-import weakref
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from tracked import Tracked
 
 import mlup_stream as mlup
 from mlup_stream import errors
@@ -34,18 +33,11 @@ FEW = settings(max_examples=12, stateful_step_count=20, deadline=None, suppress_
 NAMES = st.sampled_from("abcd")
 
 
-class Tracked:
-    """A model of 8 MiB of private memory that knows which others are alive."""
-
-    alive: ClassVar[weakref.WeakSet[Tracked]] = weakref.WeakSet()
-
-    def __new__(cls, *_: Any) -> Tracked:  # unpickling calls this, and not __init__
-        made = super().__new__(cls)
-        cls.alive.add(made)
-        return made
+class Heavy(Tracked):
+    """With 8 MiB of private memory."""
 
     def __init__(self, value: int) -> None:
-        self.value = value
+        super().__init__(value)
         self.weights = bytes([value % 256]) * (8 * MIB)
 
     def predict(self, X: int) -> tuple[int, int]:
@@ -62,7 +54,7 @@ class Pool(RuleBasedStateMachine):
         self.counter = 0
         self.on_disk: dict[str, int | None] = {}  # None: damaged
         self.answers: dict[str, int | None] = {}
-        self.held: list[tuple[PooledModel, Tracked, int]] = []
+        self.held: list[tuple[PooledModel, Heavy, int]] = []
         for name in "abcd":
             self.replace(name)
         self.pool = mlup.ModelPool(
@@ -78,7 +70,7 @@ class Pool(RuleBasedStateMachine):
     @rule(name=NAMES)
     def replace(self, name: str) -> None:
         self.counter += 1
-        made = Tracked(self.counter)
+        made = Heavy(self.counter)
         self._write(name, pickle.dumps(made))
         self.on_disk[name] = self.counter
 
@@ -233,7 +225,7 @@ def test_any_order_of_steps_from_any_thread_leaves_what_it_should() -> None:
 def test_a_pool_with_no_room_says_so_in_the_machine_too(tmp_path: Path) -> None:
     """The machine's budget is one in which models are evicted, and refused when three are held: or it would show nothing."""
     for name in "abcd":
-        (tmp_path / name).write_bytes(pickle.dumps(Tracked(1)))
+        (tmp_path / name).write_bytes(pickle.dumps(Heavy(1)))
     with mlup.ModelPool(tmp_path, memory_budget="40MiB", timeout_seconds=0.0) as pool:
         for name in "abcd":
             with pool.use(name):

@@ -11,38 +11,20 @@ import pickle
 import shutil
 import tempfile
 import threading
-import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from tracked import Tracked
 
 import mlup_stream as mlup
 from mlup_stream import errors
 
 FEW = settings(max_examples=15, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck))
 """A step takes 10 to 40 ms: what is given back includes a run of the collector."""
-
-
-class Tracked:
-    """A model that knows which others are alive."""
-
-    alive: ClassVar[weakref.WeakSet[Tracked]] = weakref.WeakSet()
-
-    def __new__(cls, *_: Any) -> Tracked:  # unpickling calls this, and not __init__
-        made = super().__new__(cls)
-        cls.alive.add(made)
-        return made
-
-    def __init__(self, value: int) -> None:
-        self.value = value
-
-    def predict(self, X: int) -> tuple[int, int]:
-        return self.value, X
 
 
 class Cycle(RuleBasedStateMachine):
