@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mlup_stream.delivery.file_system import file_system_of
 from mlup_stream.delivery.files import checked_stat
-from mlup_stream.delivery.map_trouble import map_trouble
+from mlup_stream.delivery.map_trouble import map_trouble, maps_in_use
 from mlup_stream.entries import ENVIRONMENT, is_remembering
 from mlup_stream.errors import LoadError
 from mlup_stream.extras import LIBRARIES, is_too_old
@@ -142,9 +142,8 @@ def _memory() -> Iterator[Finding]:
     if "[always]" in huge:
         text = "transparent huge pages are on for all: a touched page may take 2 MiB"
         yield Finding("memory", NOTE, text, "madvise is enough")
-    maps_limit = number_after(b"maps " + read_file("/proc/sys/vm/max_map_count"), b"maps ")
-    used = read_file("/proc/self/maps").count(b"\n")
-    if maps_limit is not None and maps_limit - used < _FEW_MAPS:
+    used, maps_limit = maps_in_use()
+    if used is not None and maps_limit is not None and maps_limit - used < _FEW_MAPS:
         yield Finding("memory", WRONG, f"{used} of {maps_limit} maps are used (vm.max_map_count)", "raise it with sysctl")
 
 

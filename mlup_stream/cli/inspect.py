@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlup_stream.cli.exit_codes import NOT_TRUSTED, exit_on_error
+from mlup_stream.cli.options import trusted_global
 from mlup_stream.ml.inspection import inspect
 from mlup_stream.trust.policy import Trust
 from mlup_stream.units import format_bytes
@@ -34,7 +35,7 @@ _SIZES = "_bytes"
     type=click.Choice([kind.value for kind in Trust]),
     help="Say what FILE would import and call, and whether a load under this trust would begin; if not, exit with 8.",
 )
-@click.option("--trusted-global", "trusted_globals", metavar="NAME", multiple=True, help="What it may name beside the lists.")
+@trusted_global
 def command(file: str, show_all: bool, as_json: bool, trust: str | None, trusted_globals: tuple[str, ...]) -> None:
     with exit_on_error():
         said = inspect(file, trust=trust, trusted_globals=trusted_globals)

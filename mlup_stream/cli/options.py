@@ -17,7 +17,7 @@ import click
 from mlup_stream.constants import Delivery, MappingMode, Optimize
 from mlup_stream.trust.policy import Trust
 
-__all__ = ["add_load_options", "settings_of"]
+__all__ = ["add_load_options", "settings_of", "trusted_global"]
 
 
 def _split(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -34,6 +34,13 @@ def _split(context: click.Context, parameter: click.Parameter, values: tuple[str
     return options
 
 
+trusted_global = click.option(
+    "--trusted-global",
+    "trusted_globals",
+    metavar="NAME",
+    multiple=True,
+    help="A class or function, package.module.Name, that it may name beside those listed; may be given more than once.",
+)
 _OPTIONS = (
     click.option("--budget", "memory_budget", default="auto", show_default=True, help="auto, none, 512MiB, bytes, or 0.8."),
     click.option("--delivery", type=click.Choice([kind.value for kind in Delivery]), default="auto", show_default=True),
@@ -58,13 +65,7 @@ _OPTIONS = (
         help="What a pickle may import and call: all, what is listed, or nothing: no pickle is loaded.",
     ),
     click.option("--sha256", metavar="DIGEST", help="What FILE has to have; `beside`: what FILE.sha256 or SHA256SUMS says."),
-    click.option(
-        "--trusted-global",
-        "trusted_globals",
-        metavar="NAME",
-        multiple=True,
-        help="A class or function, package.module.Name, that it may name beside those listed; may be given more than once.",
-    ),
+    trusted_global,
 )
 
 

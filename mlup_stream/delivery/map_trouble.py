@@ -13,7 +13,7 @@ from mlup_stream.delivery.file_system import file_system_of
 from mlup_stream.memory.proc import read_file
 from mlup_stream.memory.recent import Recent
 
-__all__ = ["map_trouble"]
+__all__ = ["map_trouble", "maps_in_use"]
 
 # As the kernel, or psutil elsewhere, names them. A FUSE file system is `fuse.NAME` or `fuseblk`, whatever it is underneath.
 _REMOTE = frozenset(
@@ -35,7 +35,7 @@ def map_trouble(path: str | os.PathLike[str]) -> str | None:
     if recent_plenty.get(os.getpid()):
         return None
     descriptors = (_count("/proc/self/fd"), _descriptor_limit()) if sys.version_info < (3, 13) else (None, None)
-    maps = (_count_lines("/proc/self/maps"), _number("/proc/sys/vm/max_map_count"))
+    maps = maps_in_use()
     if _too_few_left(*descriptors):
         return "few file descriptors are left, and each map keeps one"
     if _too_few_left(*maps):
@@ -43,6 +43,11 @@ def map_trouble(path: str | os.PathLike[str]) -> str | None:
     if not _too_few_left(*descriptors, share=2) and not _too_few_left(*maps, share=2):
         recent_plenty.put(os.getpid(), True)
     return None
+
+
+def maps_in_use() -> tuple[int | None, int | None]:
+    """How many maps this process has, and how many it may have; None where nobody says."""
+    return _count_lines("/proc/self/maps"), _number("/proc/sys/vm/max_map_count")
 
 
 def _too_few_left(used: int | None, limit: int | None, share: int = 1) -> bool:

@@ -116,8 +116,7 @@ class MLupModel:
                 size_bytes = artifact.size_bytes
                 if self.conf.snapshot:
                     artifact = artifact.snapshot()
-                if self.conf.sha256 is not None:
-                    check_digest(artifact, self.conf.sha256)
+                check_digest(artifact, self.conf.sha256)
                 clock.ended("finding")
                 binarizer = choose_binarizer(artifact, self.conf)
                 _spare_in_dev_mode(binarizer, others)

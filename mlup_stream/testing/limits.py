@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 from mlup_stream.errors import ConfigError
 from mlup_stream.units import format_bytes, parse_bytes
 
-__all__ = ["FIGURES", "LIMIT_LOAD", "MARKERS", "Limit", "Taken", "Verdict", "limits_of", "load_arguments"]
+__all__ = ["LIMIT_LOAD", "MARKERS", "Limit", "Taken", "Verdict", "limits_of", "load_arguments"]
 
 MARKERS = {"limit_rss": "rss", "limit_anon": "anon", "limit_pss": "pss"}
 """The markers of a whole test, and which figure each of them bounds."""
 LIMIT_LOAD = "limit_load"
-FIGURES = ("peak_rss", "peak_anon", "peak_pss", "settled_rss", "settled_anon")
 _LOAD_LIMITS = ("peak_rss", "peak_anon", "settled_rss", "settled_anon")
 
 
@@ -21,7 +20,7 @@ class Limit(NamedTuple):
     """One bound, in bytes above the baseline.
 
     Attributes:
-        figure: One of `FIGURES`, or `load peak_anon` and the like for the load that `limit_load` names.
+        figure: `peak_rss`, `peak_anon` or `peak_pss`; `load peak_anon` and the like for the load that `limit_load` names.
         limit_bytes: What may be taken.
         said: How the marker said it.
     """

@@ -23,11 +23,12 @@ from mlup_stream.delivery.kinds import Delivery
 from mlup_stream.delivery.placement import Placement
 from mlup_stream.delivery.terms import Built, Terms
 from mlup_stream.delivery.view import View
-from mlup_stream.errors import CorruptModelError, LoadError, ModelBinarizationError
+from mlup_stream.errors import CorruptModelError, LoadError
 from mlup_stream.extras import require
 from mlup_stream.formats.arrays.faiss import read_index
 from mlup_stream.formats.kinds import Format
 from mlup_stream.memory.estimate import Certainty, Estimate
+from mlup_stream.ml.binarization.arrays.in_its_file import refusal
 from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.units import MIB
 
@@ -84,7 +85,7 @@ class FaissBinarizer(FormatBinarizer):
             index = _read(artifact, path, faiss.IO_FLAG_MMAP_IFC)
         for name in _CHANGING:
             if hasattr(index, name):
-                setattr(index, name, _refusal(artifact.name, name))
+                setattr(index, name, refusal(artifact.name, name, Format.FAISS, ", which faiss answers by ending the process"))
         return Built(index, Placement(view.size_bytes, 0))
 
     @classmethod
@@ -128,15 +129,3 @@ def _bounded(faiss: Any, size_bytes: int) -> Iterator[None]:
             yield
         finally:
             faiss.set_deserialization_vector_byte_limit(before_bytes)
-
-
-def _refusal(file_name: str, method: str) -> Any:
-    def refuse(*arguments: Any, **more: Any) -> Any:
-        raise ModelBinarizationError(
-            f"{file_name}: {method}() would change an index that lies in its file, which faiss answers by ending the process;"
-            " load it with delivery='path' to change it",
-            path=file_name,
-            format=Format.FAISS.value,
-        )
-
-    return refuse

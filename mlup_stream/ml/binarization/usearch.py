@@ -21,6 +21,7 @@ from mlup_stream.extras import require
 from mlup_stream.formats.arrays.usearch import read_index
 from mlup_stream.formats.kinds import Format
 from mlup_stream.memory.estimate import Certainty, Estimate
+from mlup_stream.ml.binarization.arrays.in_its_file import refusal
 from mlup_stream.ml.binarization.base import FormatBinarizer
 from mlup_stream.units import MIB
 
@@ -72,7 +73,7 @@ class UsearchBinarizer(FormatBinarizer):
         _check(view.buffer, artifact)
         with artifact.by_name() as path:
             index = _restored(path, artifact, view=True)
-        index.rename = _refusal(artifact.name)
+        index.rename = refusal(artifact.name, "rename", Format.USEARCH)
         return Built(index, Placement(view.size_bytes, 0))
 
     @classmethod
@@ -102,14 +103,3 @@ def _check(buffer: Any, artifact: Artifact) -> None:
 
 def _restored(source: Any, artifact: Artifact, *, view: bool) -> Any:
     return require("usearch.index", "usearch indexes").Index.restore(source, view=view)
-
-
-def _refusal(file_name: str) -> Any:
-    def refuse(*arguments: Any, **more: Any) -> Any:
-        raise ModelBinarizationError(
-            f"{file_name}: rename() would change an index that lies in its file; load it with delivery='path' to change it",
-            path=file_name,
-            format=Format.USEARCH.value,
-        )
-
-    return refuse
